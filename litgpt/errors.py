@@ -1,0 +1,52 @@
+"""The one class of errors that a user can act on, and its exit statuses.
+
+Raised anywhere, printed once as `error: what, where, what to do` by the command line; a program that calls us catches the
+built-in type that each one also is.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Something the user can mend: one line that says what, where and what to do."""
+
+    exit_status = 2
+
+
+class InputError(UserError, ValueError):
+    """A value in a file, an option or an argument cannot be used."""
+
+
+class InputTypeError(UserError, TypeError):
+    """An argument of the wrong type."""
+
+
+class MissingError(UserError, FileNotFoundError):
+    """A file, a directory or a registered name that is not there."""
+
+
+class MachineError(UserError, RuntimeError):
+    """The machine gave way: disk, memory, port, network, a dead rank."""
+
+    exit_status = 3
+
+
+class DivergedError(UserError, RuntimeError):
+    """The numbers of a training run stopped being finite."""
+
+    exit_status = 4
+
+
+def near_miss(word: str, words: Iterable[str]) -> str:
+    """`"; did you mean 'x'?"` for the word closest to `word`, ignoring case, or `""` when none is close."""
+    by_lower = {w.lower(): w for w in words}
+    close = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
+    return f"; did you mean '{by_lower[close[0]]}'?" if close else ""
+
+
+def extra_missing(package: str, extra: str) -> InputError:
+    """The error for an optional package that is not installed; names the extra that brings it."""
+    return InputError(f"{package} is not installed; run: pip install 'litgpt[{extra}]'")
