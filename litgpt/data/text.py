@@ -1,0 +1,223 @@
+"""Reads plain text: finds the files, opens what is compressed, yields one document after another.
+
+Knows nothing of tokens. No file is held whole but a .txt or .md, which is one document; .jsonl streams line by line.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from litgpt.errors import InputError, MachineError, MissingError, extra_missing
+
+KINDS = (".txt", ".md", ".jsonl")
+COMPRESSIONS = (".gz", ".zst")
+EXPECTED = ".txt, .md or .jsonl files, each also as .gz or .zst"
+
+_BOM = "\ufeff"
+_READ_BYTES = 1 << 20
+
+
+def text_files(paths: Path | str | Sequence[Path | str]) -> list[Path]:
+    """The text files among `paths`: files as given, folders searched to the bottom; sorted, each once.
+
+    In folders, hidden files and folders (`.git`, `.cache`) and other suffixes are passed over.
+    Raises MissingError for a path that is not there, InputError for one that holds no text.
+    """
+    several = [paths] if isinstance(paths, (str, Path)) else list(paths)
+    if not several:
+        raise InputError(f"no text was given: name a file or a folder of {EXPECTED}")
+    return sorted({file for path in several for file in _found_under(Path(path))})
+
+
+def read_documents(files: Iterable[Path], key: str = "text") -> Iterator[str]:
+    """One stripped document for each .txt or .md file and for each row of a .jsonl file (its field `key`).
+
+    Line ends become "\\n". A row whose text is blank is no document; a file without any is refused, since a file that
+    was meant to be text and is empty is more often a failed copy than a wish.
+    """
+    for file in files:
+        documents = _rows(file, key) if _kind(file) == ".jsonl" else _whole(file)
+        yield from _at_least_one(file, documents)
+
+
+def _found_under(path: Path) -> list[Path]:
+    if path.is_dir():
+        return _search(path)
+    if not path.exists():
+        raise MissingError(f"{path}: no such file or folder; expected {EXPECTED}")
+    if _kind(path) is None:
+        raise InputError(f"{path}: not a kind of text file that is read; expected {EXPECTED}")
+    return [path]
+
+
+def _search(folder: Path) -> list[Path]:
+    found: list[Path] = []
+    others: list[Path] = []
+    for parent, folders, names in os.walk(folder, onerror=_raise_unreadable):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for path in (Path(parent, name) for name in names if not name.startswith(".")):
+            (others if _kind(path) is None else found).append(path)
+    if not found:
+        raise InputError(f"{folder}: no text in this folder; expected {EXPECTED}; found {_summary(others)}")
+    return found
+
+
+def _raise_unreadable(error: OSError) -> None:
+    raise InputError(f"{error.filename}: this folder cannot be read ({error.strerror}); check its permissions")
+
+
+def _summary(others: list[Path]) -> str:
+    """What a folder holds instead, in a few words: `a.csv, b.png and 7 more`."""
+    names = sorted(path.name for path in others)
+    if not names:
+        return "nothing"
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _kind(path: Path) -> str | None:
+    """The suffix below any compression, in lower case, when it is one that we read."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in COMPRESSIONS:
+        suffixes.pop()
+    return suffixes[-1] if suffixes and suffixes[-1] in KINDS else None
+
+
+def _at_least_one(file: Path, documents: Iterator[str]) -> Iterator[str]:
+    count = 0
+    for document in documents:
+        if document:
+            count += 1
+            yield document
+    if not count:
+        raise InputError(f"{file}: holds no text (empty or blank); remove the file or fill it")
+
+
+def _whole(file: Path) -> Iterator[str]:
+    text = _decode(b"".join(_chunks(file)), str(file)).removeprefix(_BOM)
+    yield text.replace("\r\n", "\n").replace("\r", "\n").strip()
+
+
+def _rows(file: Path, key: str) -> Iterator[str]:
+    offset = 0
+    for number, line in enumerate(_lines(_chunks(file)), start=1):
+        where = f"{file}:{number}"
+        row = _decode(line, where, offset).strip(_BOM)
+        if row.strip():
+            yield _text_of_row(row, where, key)
+        offset += len(line)
+
+
+def _text_of_row(line: str, where: str, key: str) -> str:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where}: not a JSON row ({error.msg} at column {error.colno}); mend or remove it") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: not a JSON row ({error}); mend or remove it") from None
+    if not isinstance(row, dict):
+        raise InputError(f'{where}: a row must be an object such as {{"{key}": "..."}}, not {_json_type(row)}')
+    if key not in row:
+        raise InputError(f"{where}: row {where.rpartition(':')[2]} has no key {key!r}; it has {_listed(row)}")
+    text = row[key]
+    if not isinstance(text, str):
+        raise InputError(f"{where}: the value of {key!r} must be text, not {_json_type(text)}")
+    return _without_surrogates(text, where, key).strip()
+
+
+def _without_surrogates(text: str, where: str, key: str) -> str:
+    # JSON may spell half of a pair ("\ud83d"), which is no character: no tokenizer takes it
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = text[error.start]
+        raise InputError(f"{where}: {key!r} holds half a character ({half!r} at position {error.start})") from None
+    return text
+
+
+def _json_type(value: object) -> str:
+    names = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", str: "text", list: "a list"}
+    return names.get(type(value), "an object")
+
+
+def _listed(row: dict) -> str:
+    keys = [repr(name) for name in row]
+    return ", ".join(keys[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "") if keys else "none"
+
+
+def _decode(data: bytes, where: str, offset: int = 0) -> str:
+    """UTF-8, or the error that says at which byte of the (decompressed) file it ends being that."""
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise InputError(f"{where}: not UTF-8 at byte {offset}; it looks like UTF-16: {_convert('UTF-16')}")
+    if (zero := data.find(b"\0")) >= 0:
+        raise InputError(f"{where}: binary, not text (byte {offset + zero} is zero); give text files in UTF-8")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        byte = data[error.start]
+        guess = "CP1252" if 0x80 <= byte <= 0x9F else "LATIN1"
+        found = f"byte {offset + error.start} is 0x{byte:02x}"
+        raise InputError(f"{where}: not UTF-8 ({found}); it may be {guess}: {_convert(guess)}") from None
+
+
+def _convert(encoding: str) -> str:
+    return f"convert it with iconv -f {encoding} -t UTF-8"
+
+
+def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """The lines with their ends; the last one may lack it."""
+    begun: list[bytes] = []
+    for chunk in chunks:
+        *ended, tail = chunk.split(b"\n")
+        for line in ended:
+            yield b"".join((*begun, line, b"\n"))
+            begun = []
+        begun.append(tail)
+    if any(begun):
+        yield b"".join(begun)
+
+
+def _chunks(file: Path) -> Iterator[bytes]:
+    """The decompressed bytes of a file, about a megabyte at a time."""
+    openers = {".gz": _gzip_chunks, ".zst": _zstd_chunks}
+    try:
+        yield from openers.get(file.suffix.lower(), _plain_chunks)(file)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise InputError(f"{file}: broken or cut short ({error}); copy it again") from None
+    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+        raise InputError(f"{file}: cannot be opened ({error.strerror}); check its path and permissions") from None
+    except OSError as error:
+        raise MachineError(f"{file}: cannot be read ({error.strerror or error}); check the disk") from None
+
+
+def _plain_chunks(file: Path) -> Iterator[bytes]:
+    with open(file, "rb") as stream:
+        yield from iter(lambda: stream.read(_READ_BYTES), b"")
+
+
+def _gzip_chunks(file: Path) -> Iterator[bytes]:
+    with gzip.open(file, "rb") as stream:
+        yield from iter(lambda: stream.read(_READ_BYTES), b"")
+
+
+def _zstd_chunks(file: Path) -> Iterator[bytes]:
+    try:
+        import zstandard
+    except ImportError:
+        raise extra_missing("zstandard", "data") from None
+    # frame by frame: zstandard's own stream reader takes a file that is cut short for a whole one
+    frame = None
+    try:
+        for data in _plain_chunks(file):
+            while data:
+                frame = frame or zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
+                yield frame.decompress(data)
+                data, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
+    except zstandard.ZstdError as error:
+        raise InputError(f"{file}: broken ({error}); copy it again") from None
+    if frame is not None:
+        raise EOFError("the last frame has no end")
