@@ -1,4 +1,4 @@
-"""What a model is trained on: data modules by name, each imported when asked for (so that this import loads no torch)."""
+"""What a model is trained on: data modules by name, each imported when asked for (importing this loads no torch)."""
 
 from __future__ import annotations
 

@@ -1,0 +1,83 @@
+"""The four verbs of a data module and what its loaders yield. Knows no dataset; needs no torch to be imported."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Protocol, TypedDict
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from litgpt.tokenizer import Tokenizer
+
+IGNORE = -100  # a label that is not counted in the loss
+
+
+class _Rows(TypedDict):
+    ids: Tensor  # (B, T) int64
+    labels: Tensor  # (B, T) int64, already shifted: labels[b, t] is the token after ids[b, t], or IGNORE
+
+
+class Batch(_Rows, total=False):
+    """One micro-batch of one rank. Rows of several documents say where each begins; rows of one stream need not."""
+
+    positions: Tensor  # (B, T) int64, counted from 0 in each document
+    doc_ids: Tensor  # (B, T) int64, documents of a row numbered from 0, -1 for padding
+
+
+class Loader(Protocol):
+    """Yields the micro-batches of one rank.
+
+    A training loader never ends: it goes from one epoch's order to the next, and the loop says when it is enough. A
+    validation loader yields everything once, with equally many batches on every rank.
+    """
+
+    samples: int  # rows of an epoch, all ranks together
+
+    def __iter__(self) -> Iterator[Batch]: ...
+
+    def __len__(self) -> int:
+        """Batches of this rank that cover one epoch."""
+        ...
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the next batch begins, `{"epoch", "sample"}`: counts what was yielded, and is the same on all ranks."""
+        ...
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from there, on any number of ranks and with any batch size."""
+        ...
+
+
+class DataModule(ABC):
+    """What to train on. The constructor's parameters are its YAML (`class_path`, `init_args`); they are plain values.
+
+    The order of calls: `connect` (all ranks), `prepare_data` (one process, the others wait), `setup` (all), loaders.
+    """
+
+    @abstractmethod
+    def connect(self, tokenizer: Tokenizer, batch_size: int, max_seq_length: int) -> None:
+        """Take what is known only after the command line: micro-batch size and the tokens of a row."""
+
+    def prepare_data(self) -> None:  # noqa: B027 - a module without preparation is a whole one
+        """Download, tokenise, write caches. Anything that only one process may do."""
+
+    def setup(self) -> None:  # noqa: B027
+        """Open what `prepare_data` left. Writes nothing."""
+
+    @abstractmethod
+    def train_dataloader(self, rank: int = 0, world_size: int = 1) -> Loader:
+        """The endless, shuffled, resumable loader of one rank."""
+
+    @abstractmethod
+    def val_dataloader(self, rank: int = 0, world_size: int = 1) -> Loader:
+        """Everything that validates, once and in order; of length 0 when nothing does."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Names the content (text, tokenizer, split): equal exactly when a resumed run sees the same data."""
+
+    def unigram_loss(self) -> float | None:
+        """The validation loss (nats per token) of a model that knows only how frequent tokens are; None if unknown."""
+        return None
