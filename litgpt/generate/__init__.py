@@ -1,0 +1,1 @@
+"""Token ids from token ids: sampling, the engine, sessions, and the commands on top."""

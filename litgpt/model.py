@@ -1,0 +1,910 @@
+"""GPT, whole, in one file: embedding, blocks, attention, MLPs and experts, rotary positions, masks, KV cache, init.
+
+Notable:
+- one class for every family; what differs is a `Config` field, never a model's name
+- the QKV rows are [all queries | all keys | all values]; `split_qkv` and `join_qkv` own that layout
+- masks are bool, True = may attend
+- a cache belongs to its caller; rows of one batch may stand at different positions
+- with `targets` the loss is taken inside the forward, and all logits are never held
+
+Knows tensors only: no files, no text, no training.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, overload
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+from typing_extensions import Self
+
+from litgpt.config import Config
+from litgpt.errors import InputError
+from litgpt.loss import Loss, linear_cross_entropy
+
+# ---------------------------------------------------------------------------------------------------------------- GPT
+
+
+class GPT(nn.Module):
+    """A decoder-only transformer. `GPT(Config.from_name("pythia-14m"))(ids)` gives logits."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        padded = vocabulary_rows(config)
+        self.lm_head = nn.Linear(config.n_embd, padded, bias=config.lm_head_bias)
+        self.transformer = nn.ModuleDict(
+            {
+                "wte": nn.Embedding(padded, config.n_embd),
+                "h": nn.ModuleList(Block(config, layer) for layer in range(config.n_layer)),
+                "ln_f": build_norm(config, config.n_embd),
+            }
+        )
+        self.rope = Rope(config, config.rope_base, config.rope_adjustments)
+        # Gemma 3: layers that look at their neighbourhood turn faster, and are never stretched
+        self.local_rope = Rope(config, config.rope_local_base_freq, None) if config.rope_local_base_freq else None
+        self.kv_cache: KVCache | None = None
+        self.tie_weights()
+
+    def tie_weights(self) -> None:
+        """Make head and embedding one Parameter where the config says so (loading by assignment parts them)."""
+        if self.config.tie_embeddings:
+            self.lm_head.weight = self.transformer["wte"].weight
+
+    @overload
+    def forward(
+        self,
+        idx: Tensor,
+        input_pos: Tensor | None = ...,
+        *,
+        cache: KVCache | None = ...,
+        doc_ids: Tensor | None = ...,
+        last_only: bool = ...,
+        targets: None = ...,
+    ) -> Tensor: ...
+
+    @overload
+    def forward(
+        self,
+        idx: Tensor,
+        input_pos: Tensor | None = ...,
+        *,
+        cache: KVCache | None = ...,
+        doc_ids: Tensor | None = ...,
+        last_only: bool = ...,
+        targets: Tensor,
+    ) -> Loss: ...
+
+    def forward(
+        self,
+        idx: Tensor,
+        input_pos: Tensor | None = None,
+        *,
+        cache: KVCache | None = None,
+        doc_ids: Tensor | None = None,
+        last_only: bool = False,
+        targets: Tensor | None = None,
+    ) -> Tensor | Loss:
+        """Logits of every position, or the summed loss.
+
+        Args:
+            idx: (B, T) int, token ids.
+            input_pos: (T,) or (B, T) int, the absolute position of each token; a row's positions ascend by one.
+                None: 0..T-1 for every row.
+            cache: keys and values of the tokens before these; these are added to it. Without one, a `set_kv_cache`
+                cache is used when `input_pos` is given.
+            doc_ids: (B, T) int, for packed rows: a token attends within its own document only. -1 is padding.
+            last_only: apply the head to the last position only.
+            targets: (B, T) int64, the token that follows each position; -100 is not counted.
+
+        Returns:
+            (B, T, padded_vocab_size) logits ((B, 1, ...) with `last_only`), or with targets a `Loss`.
+
+        Raises:
+            InputError: more tokens than the context length.
+        """
+        if cache is None and input_pos is not None:
+            cache = self.kv_cache
+        x, shared = self.embed(idx), self.share(idx, input_pos, cache, doc_ids)
+        for layer, block in enumerate(self.transformer["h"]):
+            x = block(x, shared, None if cache is None else cache.layers[layer])
+        x = self.transformer["ln_f"](x[:, -1:] if last_only else x)
+        softcap = self.config.final_logit_softcapping
+        if targets is not None:
+            # a view that computes nothing when the head is a plain linear, and lets wrapped heads join by `weight`
+            return linear_cross_entropy(x, self.lm_head.weight, targets, bias=self.lm_head.bias, softcap=softcap)
+        logits: Tensor = self.lm_head(x)
+        return logits if softcap is None else torch.tanh(logits / softcap) * softcap
+
+    def embed(self, idx: Tensor) -> Tensor:
+        """(B, T) ids -> (B, T, n_embd)."""
+        x: Tensor = self.transformer["wte"](idx)
+        if self.config.scale_embeddings:
+            # the factor is rounded to the embedding's precision first, as the models were trained
+            x = x * torch.tensor(self.config.n_embd**0.5, dtype=x.dtype, device=x.device)
+        return x
+
+    def share(self, idx: Tensor, input_pos: Tensor | None, cache: KVCache | None, doc_ids: Tensor | None) -> Shared:
+        """What all layers of one forward have in common: positions, rotations, who may attend to whom."""
+        length = idx.size(1)
+        limit = self.config.block_size if cache is None else cache.max_len
+        if length > limit:
+            raise InputError(f"{length} tokens do not fit into {limit}, the longest sequence this model (cache) takes")
+        positions = torch.arange(length, device=idx.device) if input_pos is None else input_pos
+        on_host = input_pos is not None and input_pos.device.type == "cpu" and not torch.compiler.is_compiling()
+        # looking at positions is free on the CPU; on other devices it would make the host wait
+        fresh = input_pos is None or (on_host and length > 1 and bool((positions[..., 0] == 0).all()))
+        if cache is None:
+            reach = length if input_pos is None else (int(positions.max()) + 1 if on_host else self.config.block_size)
+            span = None
+        else:
+            reach = cache.max_len
+            span = cache.span or (int(positions.max()) + 1 if on_host else None) or cache.max_len
+        dtype = self.transformer["wte"].weight.dtype
+        turns = self.rope(positions, reach, dtype)
+        local_turns = turns if self.local_rope is None else self.local_rope(positions, reach, dtype)
+        documents = None if doc_ids is None else _documents(doc_ids)
+        return Shared(positions, turns, local_turns, fresh or cache is None, span, doc_ids, documents)
+
+    # -- the short way to a cache, for a person at a prompt
+
+    def set_kv_cache(self, batch_size: int, max_len: int | None = None) -> None:
+        """Keep a cache on the model; it is used whenever `input_pos` is given."""
+        weight = self.lm_head.weight
+        self.kv_cache = KVCache(self.config, batch_size, max_len, dtype=weight.dtype, device=weight.device)
+
+    def clear_kv_cache(self) -> None:
+        self.kv_cache = None
+
+    # -- initialisation
+
+    def init_weights(self, generator: torch.Generator | None = None) -> None:
+        """Draw fresh weights in place: normal with sqrt(2 / (5 n_embd)) ("small init", Nguyen & Salazar 2019, as GPT-NeoX);
+        what writes into the residual stream is smaller by sqrt(2 n_layer) (GPT-2), so depth does not add up."""
+        std = math.sqrt(2 / (5 * self.config.n_embd))
+        for name, module in self.named_modules():
+            if isinstance(module, (nn.Linear, nn.Embedding, Router)):
+                writes_residual = name.endswith("proj") and not name.endswith(("q_proj", "q_a_proj", "q_b_proj", "kv_b_proj"))
+                nn.init.normal_(
+                    module.weight, std=std / math.sqrt(2 * self.config.n_layer) if writes_residual else std,
+                    generator=generator,
+                )
+                if getattr(module, "bias", None) is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, (RMSNorm, nn.LayerNorm)):
+                module.reset_parameters()
+            if isinstance(module, Router):
+                module.reset_bias()
+
+
+@dataclass
+class Shared:
+    """What the layers of one forward share. Masks are made on first use, once per window."""
+
+    positions: Tensor  # (T,) or (B, T)
+    turns: tuple[Tensor, Tensor]  # cos, sin of the global rope: (1 or B, T, 1, rope_n_elem)
+    local_turns: tuple[Tensor, Tensor]
+    fresh: bool  # nothing precedes these tokens: their own keys are all the keys
+    span: int | None  # cache slots that can hold something
+    doc_ids: Tensor | None  # (B, T)
+    documents: list[list[int]] | None  # per row the lengths of its documents, when the host can know them
+    masks: dict[Any, Tensor | None] = field(default_factory=dict)
+
+    def own_mask(self, length: int, window: int | None, device: torch.device) -> Tensor | None:
+        """Causal mask of a chunk over its own keys: (T, T) or (B, 1, T, T); None where plain causality is enough."""
+        if self.doc_ids is None and (window is None or length <= window):
+            return None
+        key = ("own", length, window)
+        if key not in self.masks:
+            mask: Tensor = causal_mask(length, window, device)
+            if self.doc_ids is not None and length == self.doc_ids.size(1):
+                same = self.doc_ids[:, None, :, None] == self.doc_ids[:, None, None, :]
+                mask = mask & same
+            self.masks[key] = mask
+        return self.masks[key]
+
+
+def _documents(doc_ids: Tensor) -> list[list[int]] | None:
+    """Lengths of the documents of each row of (B, T), or None where looking would make the host wait."""
+    if doc_ids.device.type != "cpu" or torch.compiler.is_compiling():
+        return None
+    return [torch.unique_consecutive(row, return_counts=True)[1].tolist() for row in doc_ids]
+
+
+# -------------------------------------------------------------------------------------------------------------- blocks
+
+
+class Block(nn.Module):
+    """Attention and MLP around the residual stream.
+
+        sequential                     parallel (GPT-NeoX, Phi)         parallel, one norm (Falcon-7B)
+        x = x + post(attn(norm_1 x))   x = x + attn(norm_1 x)           n = norm_1 x
+        x = x + post(mlp(norm_2 x))          + mlp(norm_2 x)            x = x + attn(n) + mlp(n)
+
+    Absent norms are identities: OLMo 2 has the outer ones only, Gemma 2 and 3 have both ("sandwich").
+    """
+
+    def __init__(self, config: Config, layer: int) -> None:
+        super().__init__()
+        self.parallel = config.parallel_residual
+        self.one_norm = config.shared_attention_norm
+        self.norm_1 = build_norm(config, config.n_embd) if config.norm_1 else nn.Identity()
+        self.attn = LatentAttention(config, layer) if config.latent_attention else Attention(config, layer)
+        self.post_attention_norm = build_norm(config, config.n_embd) if config.post_attention_norm else nn.Identity()
+        self.norm_2 = None if self.one_norm else build_norm(config, config.n_embd) if config.norm_2 else nn.Identity()
+        self.mlp = build_mlp(config, layer)
+        self.post_mlp_norm = build_norm(config, config.n_embd) if config.post_mlp_norm else nn.Identity()
+
+    def forward(self, x: Tensor, shared: Shared, cache: LayerCache | None = None) -> Tensor:
+        normed = self.norm_1(x)
+        attended = self.post_attention_norm(self.attn(normed, shared, cache))
+        if self.parallel:
+            if self.norm_2 is not None:
+                normed = self.norm_2(x)
+            return x + attended + self.post_mlp_norm(self.mlp(normed))
+        x = x + attended
+        assert self.norm_2 is not None  # Config refuses one norm in a sequential block
+        return x + self.post_mlp_norm(self.mlp(self.norm_2(x)))
+
+
+def build_norm(config: Config, size: int, eps: float | None = None) -> nn.Module:
+    """The norm that `config` names, over the last dimension."""
+    eps = config.norm_eps if eps is None else eps
+    if config.norm_class_name == "RMSNorm":
+        return RMSNorm(size, eps, unit_offset=config.norm_unit_offset)
+    return nn.LayerNorm(size, eps, elementwise_affine=config.norm_affine, bias=config.norm_bias)
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight (Zhang & Sennrich 2019), in fp32; with `unit_offset` times (1 + weight) (Gemma)."""
+
+    def __init__(self, size: int, eps: float, unit_offset: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(size))
+        self.eps = eps
+        self.unit_offset = unit_offset
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.constant_(self.weight, 0.0 if self.unit_offset else 1.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.unit_offset:  # 1 + weight would be rounded in bf16: stay in fp32 to the end
+            return F.rms_norm(x.float(), (x.size(-1),), 1 + self.weight.float(), self.eps).to(x.dtype)
+        return F.rms_norm(x, (x.size(-1),), self.weight.to(x.dtype), self.eps)
+
+
+# ----------------------------------------------------------------------------------------------------------- attention
+
+
+class Attention(nn.Module):
+    """Multi-head, grouped-query or multi-query attention: `n_head` queries share `n_query_groups` keys and values."""
+
+    def __init__(self, config: Config, layer: int) -> None:
+        super().__init__()
+        self.n_head, self.n_groups, self.head_size = config.n_head, config.n_query_groups, config.head_size
+        self.qkv = nn.Linear(config.n_embd, sum(qkv_rows(config)), bias=config.qkv_bias)
+        self.proj = nn.Linear(self.n_head * self.head_size, config.n_embd, bias=config.proj_bias)
+        self.norm_whole = config.norm_qk and config.norm_qk_type == "olmo2"  # before the split into heads
+        if config.norm_qk:
+            heads = (self.n_head, self.n_groups) if self.norm_whole else (1, 1)
+            self.norm_q = build_norm(config, heads[0] * self.head_size)
+            self.norm_k = build_norm(config, heads[1] * self.head_size)
+        self.norm_qk = config.norm_qk
+        self.clip = config.clip_qkv
+        self.window = config.window(layer)
+        self.local = config.uses_local_rope(layer)
+        self.interleaved = config.rope_interleave
+        self.scale = 1 / math.sqrt(config.attention_scores_scalar or self.head_size)
+        self.softcap = config.attention_logit_softcapping
+
+    def forward(self, x: Tensor, shared: Shared, cache: LayerCache | None = None) -> Tensor:
+        q, k, v = self.project(x, shared)
+        if cache is None or shared.fresh:
+            if cache is not None:
+                cache.write(shared.positions, k, v)
+            y = attend_own(q, k, v, shared, self.window, scale=self.scale, softcap=self.softcap)
+        else:
+            k, v, mask = cache.extend(shared, k, v)
+            y = attend(q, k, v, mask=mask, scale=self.scale, softcap=self.softcap)
+        return self.proj(y.transpose(1, 2).flatten(2))
+
+    def project(self, x: Tensor, shared: Shared) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, T, n_embd) -> q (B, n_head, T, hs), k and v (B, n_groups, T, hs), normed and rotated."""
+        batch, length, _ = x.shape
+        qkv = self.qkv(x)
+        if self.clip is not None:
+            qkv = qkv.clamp(-self.clip, self.clip)
+        if self.norm_whole:
+            q, k, v = qkv.split((self.n_head * self.head_size, *[self.n_groups * self.head_size] * 2), dim=-1)
+            qkv = torch.cat((self.norm_q(q), self.norm_k(k), v), dim=-1)
+        qkv = qkv.view(batch, length, self.n_head + 2 * self.n_groups, self.head_size)
+        qk, v = qkv.split((self.n_head + self.n_groups, self.n_groups), dim=2)
+        if self.norm_qk and not self.norm_whole:
+            q, k = qk.split((self.n_head, self.n_groups), dim=2)
+            qk = torch.cat((self.norm_q(q), self.norm_k(k)), dim=2)
+        # queries and keys turn together: half the kernels
+        qk = rotate(qk, *(shared.local_turns if self.local else shared.turns), interleaved=self.interleaved)
+        q, k = qk.split((self.n_head, self.n_groups), dim=2)
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+
+
+class LatentAttention(nn.Module):
+    """Multi-head latent attention (DeepSeek-V2, section 2.1): keys and values are read from one small latent per token.
+
+        x -> q_a -> norm -> q_b -> [q_nope | q_rope] per head
+        x -> kv_a -> [latent -> norm -> kv_b -> (k_nope | v) per head,  k_rope shared by all heads]
+
+    The cache holds latent and k_rope only; kv_b is then folded into query and output instead of being applied to all keys.
+    """
+
+    def __init__(self, config: Config, layer: int) -> None:
+        super().__init__()
+        self.n_head = config.n_head
+        self.nope, self.turned, self.v_size = config.qk_nope_head_dim, config.qk_rope_head_dim, config.v_head_dim
+        self.rank = config.kv_lora_rank
+        eps = config.latent_norm_eps
+        q_rows = self.n_head * config.qk_head_dim
+        if config.q_lora_rank:
+            self.q_a_proj = nn.Linear(config.n_embd, config.q_lora_rank, bias=config.attn_bias)
+            self.q_a_norm = build_norm(config, config.q_lora_rank, eps)
+            self.q_b_proj = nn.Linear(config.q_lora_rank, q_rows, bias=False)
+        else:
+            self.q_proj = nn.Linear(config.n_embd, q_rows, bias=False)
+        self.has_query_latent = bool(config.q_lora_rank)
+        self.kv_a_proj_with_mqa = nn.Linear(config.n_embd, self.rank + self.turned, bias=config.attn_bias)
+        self.kv_a_norm = build_norm(config, self.rank, eps)
+        self.kv_b_proj = nn.Linear(self.rank, self.n_head * (self.nope + self.v_size), bias=False)
+        self.proj = nn.Linear(self.n_head * self.v_size, config.n_embd, bias=config.proj_bias)
+        self.window = config.window(layer)
+        self.interleaved = config.rope_interleave
+        self.scale = latent_scale(config)
+        self.softcap = config.attention_logit_softcapping
+
+    def forward(self, x: Tensor, shared: Shared, cache: LayerCache | None = None) -> Tensor:
+        q_nope, q_turned = self.queries(x, shared)  # (B, nh, T, nope), (B, nh, T, turned)
+        latent, k_turned = self.latents(x, shared)  # (B, 1, T, rank), (B, 1, T, turned)
+        if cache is None or shared.fresh:
+            if cache is not None:
+                cache.write(shared.positions, k_turned, latent)
+            q, k, v = self.unfold(q_nope, q_turned, latent, k_turned)
+            y = attend_own(q, k, v, shared, self.window, scale=self.scale, softcap=self.softcap)
+        else:
+            k_turned, latent, mask = cache.extend(shared, k_turned, latent)
+            y = self.attend_folded(q_nope, q_turned, latent, k_turned, mask)
+        return self.proj(y.transpose(1, 2).flatten(2))
+
+    def queries(self, x: Tensor, shared: Shared) -> tuple[Tensor, Tensor]:
+        q = self.q_b_proj(self.q_a_norm(self.q_a_proj(x))) if self.has_query_latent else self.q_proj(x)
+        q = q.view(*x.shape[:2], self.n_head, self.nope + self.turned)
+        nope, turned = q.split((self.nope, self.turned), dim=-1)
+        return nope.transpose(1, 2), rotate(turned, *shared.turns, interleaved=self.interleaved).transpose(1, 2)
+
+    def latents(self, x: Tensor, shared: Shared) -> tuple[Tensor, Tensor]:
+        latent, turned = self.kv_a_proj_with_mqa(x).split((self.rank, self.turned), dim=-1)
+        turned = rotate(turned.unsqueeze(2), *shared.turns, interleaved=self.interleaved)
+        return self.kv_a_norm(latent).unsqueeze(1), turned.transpose(1, 2)
+
+    def unfold(self, q_nope: Tensor, q_turned: Tensor, latent: Tensor, k_turned: Tensor) -> tuple[Tensor, ...]:
+        """Queries, keys and values per head, as plain attention wants them."""
+        kv = self.kv_b_proj(latent.squeeze(1)).unflatten(-1, (self.n_head, -1)).transpose(1, 2)
+        k_nope, v = kv.split((self.nope, self.v_size), dim=-1)
+        k = torch.cat((k_nope, k_turned.expand(-1, self.n_head, -1, -1)), dim=-1)
+        return torch.cat((q_nope, q_turned), dim=-1), k, v
+
+    def attend_folded(
+        self, q_nope: Tensor, q_turned: Tensor, latent: Tensor, k_turned: Tensor, mask: Tensor | None
+    ) -> Tensor:
+        """Attention in latent space: q.(W_k c) = (W_k^T q).c, and the weighted sum of W_v c is W_v of the weighted sum."""
+        per_head = self.kv_b_proj.weight.view(self.n_head, self.nope + self.v_size, self.rank)
+        w_k, w_v = per_head.split((self.nope, self.v_size), dim=1)  # (nh, nope, rank), (nh, v_size, rank)
+        q = torch.cat((q_nope @ w_k, q_turned), dim=-1)  # (B, nh, T, rank + turned)
+        k = torch.cat((latent, k_turned), dim=-1)  # (B, 1, S, rank + turned)
+        y = attend(q, k, latent, mask=mask, scale=self.scale, softcap=self.softcap)  # (B, nh, T, rank)
+        return y @ w_v.transpose(1, 2)
+
+
+def latent_scale(config: Config) -> float:
+    """Score scale of latent attention; YaRN's `mscale_all_dim` sharpens it (DeepSeek-V3's model code)."""
+    scale = 1 / math.sqrt(config.attention_scores_scalar or config.qk_head_dim)
+    stretch = config.rope_adjustments or {}
+    if stretch.get("mscale_all_dim"):
+        scale *= yarn_temperature(stretch["factor"], stretch["mscale_all_dim"]) ** 2
+    return scale
+
+
+def attend_own(
+    q: Tensor, k: Tensor, v: Tensor, shared: Shared, window: int | None, *, scale: float, softcap: float | None
+) -> Tensor:
+    """Causal attention of a chunk (B, nh, T, hs) over its own keys, document by document where rows are packed."""
+    if shared.documents is None:
+        mask = shared.own_mask(q.size(2), window, q.device)
+        return attend(q, k, v, mask=mask, causal=mask is None, scale=scale, softcap=softcap)
+    rows = []
+    for row, lengths in enumerate(shared.documents):
+        parts = []
+        for document in zip(*(t[row : row + 1].split(lengths, dim=2) for t in (q, k, v)), strict=True):
+            length = document[0].size(2)
+            mask = causal_mask(length, window, q.device) if window is not None and length > window else None
+            parts.append(attend(*document, mask=mask, causal=mask is None, scale=scale, softcap=softcap))
+        rows.append(torch.cat(parts, dim=2))
+    return torch.cat(rows)
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    mask: Tensor | None = None,
+    causal: bool = False,
+    scale: float,
+    softcap: float | None = None,
+) -> Tensor:
+    """Softmax attention; query head h reads key/value head h // (n_head // n_groups).
+
+    Args:
+        q: (B, n_head, T, hs); k: (B, n_groups, S, hs); v: (B, n_groups, S, vs).
+        mask: bool, True = may attend, broadcast to (B, 1, T, S).
+        causal: position t sees keys 0..t (T == S); then no mask.
+
+    Returns:
+        (B, n_head, T, vs)
+    """
+    if softcap is not None:
+        return attend_plainly(q, k, v, mask=mask, causal=causal, scale=scale, softcap=softcap)
+    n_head, n_groups, length = q.size(1), k.size(1), q.size(2)
+    if n_head == n_groups:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal and length > 1, scale=scale)
+    if length == 1:  # the queries of a group stand in line as if they were positions: no key is copied
+        q = q.reshape(q.size(0), n_groups, n_head // n_groups, q.size(3))
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+        return y.reshape(y.size(0), n_head, 1, y.size(3))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=True)
+
+
+def attend_plainly(
+    q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None, causal: bool, scale: float, softcap: float | None
+) -> Tensor:
+    """Attention as the formula stands, for what the fused kernels cannot do (scores capped before the mask)."""
+    repeats = q.size(1) // k.size(1)
+    k, v = (t.repeat_interleave(repeats, dim=1) if repeats > 1 else t for t in (k, v))
+    scores = (q @ k.transpose(-2, -1)) * scale  # (B, nh, T, S)
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    if causal:
+        mask = causal_mask(q.size(2), None, q.device)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return torch.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype) @ v
+
+
+def causal_mask(length: int, window: int | None, device: torch.device | str | None = None) -> Tensor:
+    """(T, T) bool. A query sees itself and what precedes it, `window` tokens in all.
+
+        window = 2      key 0 1 2 3
+            query 0         x . . .
+            query 1         x x . .
+            query 2         . x x .
+            query 3         . . x x
+    """
+    mask = torch.ones(length, length, dtype=torch.bool, device=device).tril_()
+    return mask if window is None else mask.triu_(1 - window)
+
+
+# ------------------------------------------------------------------------------------------------- the layout of QKV
+
+
+def qkv_rows(config: Config) -> tuple[int, int, int]:
+    """Rows of the query, key and value part of `attn.qkv`."""
+    queries, keys = config.n_head * config.head_size, config.n_query_groups * config.head_size
+    return queries, keys, keys
+
+
+def split_qkv(qkv: Tensor, config: Config) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows (dim 0) of a weight or bias of `attn.qkv` -> its query, key and value rows."""
+    q, k, v = qkv.split(qkv_rows(config))
+    return q, k, v
+
+
+def join_qkv(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The inverse of `split_qkv`."""
+    return torch.cat((q, k, v))
+
+
+def grouped_to_concat(qkv: Tensor, config: Config) -> Tensor:
+    """Rows stored group by group, [queries | key | value] each (GPT-NeoX, Falcon) -> our [queries | keys | values]."""
+    per_group = config.n_head // config.n_query_groups
+    grouped = qkv.reshape(config.n_query_groups, per_group + 2, config.head_size, *qkv.shape[1:])
+    q, k, v = grouped.split((per_group, 1, 1), dim=1)
+    return join_qkv(*(part.flatten(0, 2) for part in (q, k, v)))
+
+
+def concat_to_grouped(qkv: Tensor, config: Config) -> Tensor:
+    """The inverse of `grouped_to_concat`."""
+    parts = (p.unflatten(0, (config.n_query_groups, -1, config.head_size)) for p in split_qkv(qkv, config))
+    return torch.cat(tuple(parts), dim=1).flatten(0, 2)
+
+
+# ------------------------------------------------------------------------------------------------------ rotary position
+
+
+class Rope(nn.Module):
+    """Rotary position embedding (Su et al. 2021): angles = position * frequency, for the rotated part of a head.
+
+    No table: angles of the positions at hand are computed once per forward, so that any position is exact.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, config: Config, base: float, stretch: Mapping[str, Any] | None) -> None:
+        super().__init__()
+        self.size, self.base, self.stretch = config.rope_n_elem, base, dict(stretch or {})
+        self.condense = config.rope_condense_ratio
+        self.block_size = config.block_size
+        self.magnitude = rope_magnitude(self.stretch, config.block_size)
+        self.reset(torch.device("cpu"))
+
+    def reset(self, device: torch.device) -> None:
+        """Rows: the usual frequencies, and those beyond the original context where they differ (longrope)."""
+        kinds = (False, True) if "long_factor" in self.stretch else (False,)
+        rows = [rope_frequencies(self.size, self.base, self.stretch, long=long) for long in kinds]
+        self.register_buffer("frequencies", torch.stack(rows).to(device), persistent=False)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        # a cast to bf16 must not reach the frequencies, and `to_empty` must not leave them empty
+        super()._apply(fn, recurse)
+        if self.frequencies.device.type != "meta":
+            self.reset(self.frequencies.device)
+        return self
+
+    def forward(self, positions: Tensor, reach: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """cos and sin, each (1 or B, T, 1, size), of positions (T,) or (B, T); the sequence will reach `reach` tokens.
+
+        The first half of `sin` is negated: `rotate` then needs three kernels.
+        """
+        beyond = len(self.frequencies) > 1 and reach > self.stretch["original_max_seq_len"]
+        angles = (positions.float() / self.condense).unsqueeze(-1) * self.frequencies[int(beyond)]  # (.., T, size / 2)
+        if angles.dim() == 2:
+            angles = angles.unsqueeze(0)
+        cos, sin = angles.cos() * self.magnitude, angles.sin() * self.magnitude
+        cos, sin = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+        return cos.unsqueeze(2).to(dtype), sin.unsqueeze(2).to(dtype)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False) -> Tensor:
+    """Turn the first `cos.size(-1)` dims of each head of x (B, T, heads, hs).
+
+    Dim i turns with dim i + size/2. With `interleaved`, pairs lie side by side in x and are brought apart first; scores
+    do not change as long as queries and keys agree.
+    """
+    size = cos.size(-1)
+    rest = None
+    if size < x.size(-1):
+        x, rest = x[..., :size], x[..., size:]
+    if interleaved:
+        x = x.unflatten(-1, (-1, 2)).transpose(-2, -1).flatten(-2)
+    turned = torch.addcmul(x * cos, x.roll(size // 2, dims=-1), sin)
+    return turned if rest is None else torch.cat((turned, rest), dim=-1)
+
+
+def rope_frequencies(size: int, base: float, stretch: Mapping[str, Any], *, long: bool = False) -> Tensor:
+    """(size / 2,) fp32 radians per token, stretched for longer contexts as `stretch` (Config.rope_adjustments) says."""
+    frequencies = 1.0 / base ** (torch.arange(0, size, 2, dtype=torch.int64, device="cpu").float() / size)
+    if "long_factor" in stretch:  # longrope (Ding et al. 2024): a factor per dim
+        return frequencies / torch.tensor(stretch["long_factor" if long else "short_factor"], device="cpu")
+    if "beta_fast" in stretch:
+        return _yarn_frequencies(frequencies, size, base, stretch)
+    if "low_freq_factor" in stretch:
+        return _llama3_frequencies(frequencies, stretch)
+    return frequencies / stretch.get("factor", 1.0)
+
+
+def _llama3_frequencies(frequencies: Tensor, stretch: Mapping[str, Any]) -> Tensor:
+    """Llama 3.1: slow dims are divided by `factor`, fast ones kept, a ramp between."""
+    low, high = stretch["low_freq_factor"], stretch["high_freq_factor"]
+    turns = stretch["original_max_seq_len"] * frequencies / (2 * math.pi)  # full turns within the original context
+    keep = ((turns - low) / (high - low)).clamp(0, 1)
+    return (1 - keep) * frequencies / stretch["factor"] + keep * frequencies
+
+
+def _yarn_frequencies(frequencies: Tensor, size: int, base: float, stretch: Mapping[str, Any]) -> Tensor:
+    """YaRN (Peng et al. 2023, section 3.2): dims that turn often are kept, dims that turn seldom are divided by `factor`."""
+
+    def dim_turning(turns: float) -> float:
+        """The dim that makes `turns` full turns within the original context."""
+        return size * math.log(stretch["original_max_seq_len"] / (turns * 2 * math.pi)) / (2 * math.log(base))
+
+    first, last = dim_turning(stretch["beta_fast"]), dim_turning(stretch["beta_slow"])
+    if stretch.get("truncate", True):
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, size - 1)
+    dims = torch.arange(size // 2, dtype=torch.float32, device="cpu")
+    divided = ((dims - first) / max(last - first, 0.001)).clamp(0, 1)  # 0 = kept
+    return frequencies / stretch["factor"] * divided + frequencies * (1 - divided)
+
+
+def rope_magnitude(stretch: Mapping[str, Any], block_size: int) -> float:
+    """What cos and sin are multiplied by, for stretched contexts."""
+    if stretch.get("attention_factor") is not None:
+        return float(stretch["attention_factor"])
+    if "long_factor" in stretch:
+        original = stretch["original_max_seq_len"]
+        factor = stretch.get("factor") or block_size / original
+        return math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    if "beta_fast" in stretch:
+        factor, mscale, all_dim = (stretch.get(k) for k in ("factor", "mscale", "mscale_all_dim"))
+        if mscale and all_dim:
+            return yarn_temperature(factor, mscale) / yarn_temperature(factor, all_dim)
+        return yarn_temperature(factor, 1.0)
+    return 1.0
+
+
+def yarn_temperature(factor: Any, mscale: float) -> float:
+    """YaRN's attention temperature, `0.1 mscale ln(factor) + 1`."""
+    return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+# ---------------------------------------------------------------------------------------------------- MLPs and experts
+
+
+def build_mlp(config: Config, layer: int) -> nn.Module:
+    """The MLP of one layer; in a MoE model some layers are dense."""
+    if config.is_moe_layer(layer):
+        return LLaMAMoE(config)
+    if config.mlp_class_name == "GptNeoxMLP":
+        return GptNeoxMLP(config)
+    return LLaMAMLP(config)
+
+
+class GptNeoxMLP(nn.Module):
+    """proj(gelu(fc(x)))"""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.fc = nn.Linear(config.n_embd, config.intermediate_size, bias=config.has_mlp_bias)
+        self.proj = nn.Linear(config.intermediate_size, config.n_embd, bias=config.has_mlp_bias)
+        self.approximate = config.gelu_approximate
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(F.gelu(self.fc(x), approximate=self.approximate))
+
+
+class LLaMAMLP(nn.Module):
+    """proj(act(fc_1(x)) * fc_2(x)) (Shazeer 2020); act is silu, or gelu in a GemmaMLP."""
+
+    def __init__(self, config: Config, intermediate_size: int | None = None) -> None:
+        super().__init__()
+        width = intermediate_size or config.intermediate_size
+        self.fc_1 = nn.Linear(config.n_embd, width, bias=config.has_mlp_bias)
+        self.fc_2 = nn.Linear(config.n_embd, width, bias=config.has_mlp_bias)
+        self.proj = nn.Linear(width, config.n_embd, bias=config.has_mlp_bias)
+        self.gelu = config.gelu_approximate if config.mlp_class_name == "GemmaMLP" else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = self.fc_1(x)
+        gate = F.silu(gate) if self.gelu is None else F.gelu(gate, approximate=self.gelu)
+        return self.proj(gate * self.fc_2(x))
+
+
+class LLaMAMoE(nn.Module):
+    """Each token goes to its `n_expert_per_token` best experts (Mixtral), and to the shared one if there is one (DeepSeek)."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        width = config.moe_intermediate_size or config.intermediate_size
+        self.gate = Router(config)
+        self.experts = nn.ModuleList(LLaMAMLP(config, width) for _ in range(config.n_expert))
+        if config.n_shared_expert:
+            self.shared_experts = LLaMAMLP(config, width * config.n_shared_expert)
+        self.has_shared = bool(config.n_shared_expert)
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.flatten(0, -2)  # (N, C)
+        weights, experts = self.gate(flat)  # (N, k) each
+        # sorted by expert, each expert sees its tokens as one matrix; one look at the counts per layer
+        order = experts.flatten().argsort(stable=True)
+        counts: list[int] = experts.flatten().bincount(minlength=len(self.experts)).tolist()
+        tokens = order // experts.size(1)  # (N * k,) the token of each place in the order
+        chosen = [i for i, count in enumerate(counts) if count]
+        parts = flat[tokens].split([counts[i] for i in chosen])
+        outputs = torch.cat([self.experts[i](part) for i, part in zip(chosen, parts, strict=True)])
+        outputs = outputs * weights.flatten()[order].unsqueeze(1).to(outputs.dtype)
+        y = torch.zeros_like(flat, dtype=outputs.dtype).index_add_(0, tokens, outputs)
+        y = y.view(x.shape)
+        return y + self.shared_experts(x) if self.has_shared else y
+
+
+class Router(nn.Module):
+    """Which experts a token goes to, and how much each counts.
+
+    Softmax (Mixtral, Qwen3): the top k logits. Grouped sigmoid (DeepSeek-V3, section 2.1.2): scores plus a correction
+    bias choose the best groups, then the best experts in them; the plain scores weigh them.
+    """
+
+    e_score_correction_bias: Tensor
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(config.n_expert, config.n_embd))
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
+        self.top_k = config.n_expert_per_token
+        self.scaling = config.routed_scaling_factor
+        self.groups = config.n_expert_groups
+        self.groups_kept = config.n_topk_groups
+        self.scores_per_group = config.n_topk_scores_per_group
+        self.normalize = config.norm_topk_prob if self.groups else config.softmax_topk_norm
+        if self.groups:
+            self.register_buffer("e_score_correction_bias", torch.zeros(config.n_expert))
+
+    def reset_bias(self) -> None:
+        if self.groups:
+            nn.init.zeros_(self.e_score_correction_bias)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, C) -> weights (N, k) fp32 and expert indices (N, k)."""
+        weights, experts = self.by_groups(x) if self.groups else self.by_softmax(x)
+        return weights * self.scaling, experts
+
+    def by_softmax(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        logits = F.linear(x, self.weight).float()
+        if self.normalize:  # a softmax over the chosen is the softmax over all, renormalised
+            best, experts = logits.topk(self.top_k, dim=-1)
+            return best.softmax(dim=-1), experts
+        weights, experts = logits.softmax(dim=-1).topk(self.top_k, dim=-1)
+        return weights, experts
+
+    def by_groups(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        scores = F.linear(x.float(), self.weight.float()).sigmoid()  # (N, E)
+        grouped = (scores + self.e_score_correction_bias.float()).unflatten(-1, (self.groups, -1))  # (N, groups, E / groups)
+        ranks = grouped.topk(self.scores_per_group, dim=-1).values.sum(-1)  # (N, groups)
+        kept = torch.zeros_like(ranks, dtype=torch.bool).scatter_(1, ranks.topk(self.groups_kept, dim=-1).indices, True)
+        choice = grouped.masked_fill(~kept.unsqueeze(-1), float("-inf")).flatten(1)
+        experts = choice.topk(self.top_k, dim=-1).indices
+        weights = scores.gather(1, experts)
+        if self.normalize:
+            weights = weights / (weights.sum(dim=-1, keepdim=True) + 1e-20)
+        return weights, experts
+
+
+# --------------------------------------------------------------------------------------------------------------- cache
+
+
+class LayerCache:
+    """Keys and values of one layer: slot s of a row holds position s, or s modulo the slots in a ring.
+
+    A ring of `window` slots is all that a sliding layer ever sees, however long the text. Positions are written without
+    gaps, from 0: so what a slot holds follows from the row's position alone, and a row may start again at any time.
+    """
+
+    def __init__(self, k: Tensor, v: Tensor, window: int | None) -> None:
+        self.k, self.v = k, v  # (B, heads, slots, size) each; for latent attention the turned part and the latent
+        self.slots = k.size(2)
+        self.window = window
+
+    def write(self, positions: Tensor, k: Tensor, v: Tensor) -> None:
+        """Store k, v (B, heads, T, size) at positions (T,) or (B, T); of more than a ring holds, the last ones stay."""
+        slots = positions[..., -self.slots :] % self.slots if self.window is not None else positions
+        for kept, new in ((self.k, k), (self.v, v)):
+            new = new[:, :, -self.slots :].to(kept.dtype)
+            if slots.dim() == 1:
+                kept.index_copy_(2, slots, new)
+            else:
+                rows = torch.arange(len(slots), device=slots.device).unsqueeze(1)
+                kept[rows, :, slots] = new.transpose(1, 2)  # indexed dims come first: (B, T, heads, size)
+
+    def extend(self, shared: Shared, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Add k, v and return all keys and values these tokens may look at, with the mask (B or 1, 1, T, S)."""
+        length = k.size(2)
+        if self.window is not None and length > 1:  # the chunk may overwrite what its first tokens still need
+            mask = self.mask(shared, "ring and chunk", length)
+            keys, values = torch.cat((self.k, k.to(self.k.dtype)), dim=2), torch.cat((self.v, v.to(self.v.dtype)), dim=2)
+            self.write(shared.positions, k, v)
+            return keys, values, mask
+        self.write(shared.positions, k, v)
+        if self.window is not None:
+            return self.k, self.v, self.mask(shared, "ring", length)
+        span = shared.span or self.slots
+        return self.k[:, :, :span], self.v[:, :, :span], self.mask(shared, "full", length)
+
+    def mask(self, shared: Shared, kind: str, length: int) -> Tensor | None:
+        key = (kind, length, self.window)
+        if key not in shared.masks:
+            positions = shared.positions if shared.positions.dim() == 2 else shared.positions.unsqueeze(0)  # (B or 1, T)
+            if kind == "full":
+                alone = length == 1 and len(positions) == 1 and shared.span is not None
+                held = torch.arange(shared.span or self.slots, device=positions.device).view(1, 1, -1)
+                # one row that decodes looks at all that the span holds
+                seen = None if alone and self.k.size(0) == 1 else held <= positions.unsqueeze(-1)
+            else:
+                seen = self._ring_mask(positions, with_chunk=kind == "ring and chunk")
+            shared.masks[key] = None if seen is None else seen.unsqueeze(1)
+        return shared.masks[key]
+
+    def _ring_mask(self, positions: Tensor, *, with_chunk: bool) -> Tensor:
+        """(B or 1, T, S): which slots of the ring (and tokens of the chunk) each token may look at."""
+        assert self.window is not None
+        newest = positions[:, :1] - 1 if with_chunk else positions[:, -1:]  # (B, 1), the last position in the ring
+        slots = torch.arange(self.slots, device=positions.device)
+        held = newest - (newest - slots) % self.slots  # (B, slots), the position that each slot holds; negative: none
+        if with_chunk:
+            held = torch.cat((held, positions), dim=1)  # (B, slots + T)
+        back = positions.unsqueeze(-1) - held.unsqueeze(1)  # (B, T, S), how far back a key lies
+        return (held.unsqueeze(1) >= 0) & (back >= 0) & (back < self.window)
+
+    def rows(self, rows: slice) -> LayerCache:
+        return LayerCache(self.k[rows], self.v[rows], self.window)
+
+
+class KVCache:
+    """The keys and values of a batch of sequences, each layer as large as that layer needs.
+
+    Args:
+        config: the model's.
+        batch_size: rows.
+        max_len: longest sequence; None: the model's context length.
+        dtype, device: of the keys, usually the model's.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        batch_size: int,
+        max_len: int | None = None,
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        max_len = config.block_size if max_len is None else max_len
+        if max_len > config.block_size:
+            raise InputError(f"a cache of {max_len} tokens is longer than the model's context of {config.block_size}")
+        self.batch_size, self.max_len = batch_size, max_len
+        self.span: int | None = None  # the caller may say how many slots are in use; None: found out, or all
+        self.layers: list[LayerCache] = []
+        for layer in range(config.n_layer):
+            window = config.window(layer)
+            slots = max_len if window is None else min(window, max_len)
+            k, v = (
+                torch.zeros(batch_size, heads, slots, size, dtype=dtype, device=device)
+                for heads, size in _cache_shapes(config)
+            )
+            self.layers.append(LayerCache(k, v, window))
+
+    def rows(self, start: int, stop: int) -> KVCache:
+        """A view of some rows: what is written to it is written here."""
+        view = object.__new__(KVCache)
+        view.batch_size, view.max_len, view.span = stop - start, self.max_len, None
+        view.layers = [layer.rows(slice(start, stop)) for layer in self.layers]
+        return view
+
+    def move_row(self, source: int, target: int) -> None:
+        """Copy one row over another."""
+        for layer in self.layers:
+            layer.k[target].copy_(layer.k[source])
+            layer.v[target].copy_(layer.v[source])
+
+    def tensors(self) -> Iterator[Tensor]:
+        for layer in self.layers:
+            yield from (layer.k, layer.v)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(t.numel() * t.element_size() for t in self.tensors())
+
+
+def _cache_shapes(config: Config) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(heads, size) of what the two tensors of a layer hold per token."""
+    if config.latent_attention:
+        return (1, config.qk_rope_head_dim), (1, config.kv_lora_rank)
+    return ((config.n_query_groups, config.head_size),) * 2
+
+
+def vocabulary_rows(config: Config) -> int:
+    """Rows of the embedding and the head."""
+    assert config.padded_vocab_size is not None  # Config derives it
+    return config.padded_vocab_size
