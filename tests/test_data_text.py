@@ -62,9 +62,15 @@ def test_compressed_text_reads_as_plain_text_does(tmp_path, suffix):
     assert documents(tmp_path) == ["Größe 漢字 😀\nzwei", "one", "two"]
 
 
-def test_several_frames_in_one_zst_file_are_all_read(tmp_path):
-    frames = [zstandard.ZstdCompressor().compress(word) for word in (b"one ", b"two ", b"three")]
-    assert documents(write(tmp_path / "a.txt.zst", b"".join(frames))) == ["one two three"]
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+@pytest.mark.parametrize("piece", [1, 7, 1000])
+def test_several_frames_in_one_compressed_file_are_all_read(tmp_path, monkeypatch, suffix, piece):
+    pack = {".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}[suffix]
+    file = write(tmp_path / f"a.txt{suffix}", b"".join(map(pack, (b"one ", b"two ", b"three"))))
+    monkeypatch.setattr(text_module, "_READ_BYTES", piece)
+    read: list[int] = []
+    assert list(read_documents([file], on_read=read.append)) == ["one two three"]
+    assert sum(read) == file.stat().st_size
 
 
 def test_a_jsonl_file_may_use_another_key_and_hold_blank_texts(tmp_path):
@@ -186,10 +192,10 @@ def test_zstandard_missing_names_the_extra(tmp_path, monkeypatch):
 
 
 def test_a_disk_that_fails_is_a_machine_error(tmp_path, monkeypatch):
-    def fail(_):
+    def fail(file, on_read):
         raise OSError(5, "Input/output error")
         yield b""
 
-    monkeypatch.setattr(text_module, "_plain_chunks", fail)
+    monkeypatch.setattr(text_module, "_stored", fail)
     with pytest.raises(MachineError, match=r"a\.txt: cannot be read \(Input/output error\)"):
         documents(write(tmp_path / "a.txt", "x"))

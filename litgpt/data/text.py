@@ -5,21 +5,20 @@ Knows nothing of tokens. No file is held whole but a .txt or .md, which is one d
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from litgpt.errors import InputError, MachineError, MissingError, extra_missing
 
 KINDS = (".txt", ".md", ".jsonl")
-COMPRESSIONS = (".gz", ".zst")
 EXPECTED = ".txt, .md or .jsonl files, each also as .gz or .zst"
 
 _BOM = "\ufeff"
-_READ_BYTES = 1 << 20
+_READ_BYTES = 1 << 18
 
 
 def text_files(paths: Path | str | Sequence[Path | str]) -> list[Path]:
@@ -34,15 +33,19 @@ def text_files(paths: Path | str | Sequence[Path | str]) -> list[Path]:
     return sorted({file for path in several for file in _found_under(Path(path))})
 
 
-def read_documents(files: Iterable[Path], key: str = "text") -> Iterator[str]:
+def read_documents(
+    files: Iterable[Path], key: str = "text", on_read: Callable[[int], object] = lambda size: None
+) -> Iterator[str]:
     """One stripped document for each .txt or .md file and for each row of a .jsonl file (its field `key`).
 
     Line ends become "\\n". A row whose text is blank is no document; a file without any is refused, since a file that
-    was meant to be text and is empty is more often a failed copy than a wish.
+    was meant to be text and is empty is more often a failed copy than a wish. `on_read` is told each number of bytes
+    that was taken from the disk.
     """
     for file in files:
-        documents = _rows(file, key) if _kind(file) == ".jsonl" else _whole(file)
-        yield from _at_least_one(file, documents)
+        chunks = _chunks(file, on_read)
+        documents = _rows(chunks, file, key) if _kind(file) == ".jsonl" else _whole(chunks, file)
+        yield from _at_least_one(documents, file)
 
 
 def _found_under(path: Path) -> list[Path]:
@@ -82,12 +85,12 @@ def _summary(others: list[Path]) -> str:
 def _kind(path: Path) -> str | None:
     """The suffix below any compression, in lower case, when it is one that we read."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes and suffixes[-1] in COMPRESSIONS:
+    if suffixes and suffixes[-1] in _DECODERS:
         suffixes.pop()
     return suffixes[-1] if suffixes and suffixes[-1] in KINDS else None
 
 
-def _at_least_one(file: Path, documents: Iterator[str]) -> Iterator[str]:
+def _at_least_one(documents: Iterator[str], file: Path) -> Iterator[str]:
     count = 0
     for document in documents:
         if document:
@@ -97,14 +100,14 @@ def _at_least_one(file: Path, documents: Iterator[str]) -> Iterator[str]:
         raise InputError(f"{file}: holds no text (empty or blank); remove the file or fill it")
 
 
-def _whole(file: Path) -> Iterator[str]:
-    text = _decode(b"".join(_chunks(file)), str(file)).removeprefix(_BOM)
+def _whole(chunks: Iterator[bytes], file: Path) -> Iterator[str]:
+    text = _decode(b"".join(chunks), str(file)).removeprefix(_BOM)
     yield text.replace("\r\n", "\n").replace("\r", "\n").strip()
 
 
-def _rows(file: Path, key: str) -> Iterator[str]:
+def _rows(chunks: Iterator[bytes], file: Path, key: str) -> Iterator[str]:
     offset = 0
-    for number, line in enumerate(_lines(_chunks(file)), start=1):
+    for number, line in enumerate(_lines(chunks), start=1):
         where = f"{file}:{number}"
         row = _decode(line, where, offset).strip(_BOM)
         if row.strip():
@@ -181,43 +184,53 @@ def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
         yield b"".join(begun)
 
 
-def _chunks(file: Path) -> Iterator[bytes]:
-    """The decompressed bytes of a file, about a megabyte at a time."""
-    openers = {".gz": _gzip_chunks, ".zst": _zstd_chunks}
+def _chunks(file: Path, on_read: Callable[[int], object]) -> Iterator[bytes]:
+    """The decompressed bytes of a file, a piece at a time."""
+    suffix = file.suffix.lower()
     try:
-        yield from openers.get(file.suffix.lower(), _plain_chunks)(file)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise InputError(f"{file}: broken or cut short ({error}); copy it again") from None
+        stored = _stored(file, on_read)
+        yield from _decompressed(stored, file, _DECODERS[suffix]) if suffix in _DECODERS else stored
     except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
         raise InputError(f"{file}: cannot be opened ({error.strerror}); check its path and permissions") from None
     except OSError as error:
         raise MachineError(f"{file}: cannot be read ({error.strerror or error}); check the disk") from None
 
 
-def _plain_chunks(file: Path) -> Iterator[bytes]:
+def _stored(file: Path, on_read: Callable[[int], object]) -> Iterator[bytes]:
     with open(file, "rb") as stream:
-        yield from iter(lambda: stream.read(_READ_BYTES), b"")
+        while chunk := stream.read(_READ_BYTES):
+            on_read(len(chunk))
+            yield chunk
 
 
-def _gzip_chunks(file: Path) -> Iterator[bytes]:
-    with gzip.open(file, "rb") as stream:
-        yield from iter(lambda: stream.read(_READ_BYTES), b"")
+def _decompressed(
+    stored: Iterator[bytes], file: Path, decoder: Callable[[], tuple[Any, type[Exception]]]
+) -> Iterator[bytes]:
+    # frame by frame: the stream reader of zstandard takes a file that was cut short for a whole one
+    frame, broken = decoder()
+    begun = False
+    try:
+        for data in stored:
+            while data:
+                yield frame.decompress(data)
+                begun, data = not frame.eof, frame.unused_data
+                frame = decoder()[0] if frame.eof else frame
+    except broken as error:
+        raise InputError(f"{file}: broken ({error}); copy it again") from None
+    if begun:
+        raise InputError(f"{file}: broken (cut short); copy it again")
 
 
-def _zstd_chunks(file: Path) -> Iterator[bytes]:
+def _gzip() -> tuple[Any, type[Exception]]:
+    return zlib.decompressobj(wbits=zlib.MAX_WBITS | 16), zlib.error  # 16: with the header of a .gz file
+
+
+def _zstd() -> tuple[Any, type[Exception]]:
     try:
         import zstandard
     except ImportError:
         raise extra_missing("zstandard", "data") from None
-    # frame by frame: zstandard's own stream reader takes a file that is cut short for a whole one
-    frame = None
-    try:
-        for data in _plain_chunks(file):
-            while data:
-                frame = frame or zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
-                yield frame.decompress(data)
-                data, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
-    except zstandard.ZstdError as error:
-        raise InputError(f"{file}: broken ({error}); copy it again") from None
-    if frame is not None:
-        raise EOFError("the last frame has no end")
+    return zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj(), zstandard.ZstdError
+
+
+_DECODERS = {".gz": _gzip, ".zst": _zstd}  # a fresh decoder of one frame, and what it raises
