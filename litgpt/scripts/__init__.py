@@ -1,0 +1,1 @@
+"""Commands around a checkpoint directory: make, fetch, convert, check."""
