@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING, Any
 from litgpt.errors import near_miss
 
 if TYPE_CHECKING:
-    from litgpt.data.base import Batch, DataModule, Loader
+    from litgpt.data.base import Batch, DataModule, Loader, StatefulLoader
     from litgpt.data.text_files import TextFiles
 
 _HOMES = {
     "Batch": "base",
     "DataModule": "base",
     "Loader": "base",
+    "StatefulLoader": "base",
     "TextFiles": "text_files",
 }
 
-__all__ = ["Batch", "DataModule", "Loader", "TextFiles"]
+__all__ = ["Batch", "DataModule", "Loader", "StatefulLoader", "TextFiles"]
 
 
 def __getattr__(name: str) -> Any:

@@ -27,10 +27,9 @@ class Batch(_Rows, total=False):
 
 
 class Loader(Protocol):
-    """Yields the micro-batches of one rank.
+    """Yields the micro-batches of one rank, equally many on every rank.
 
-    A training loader never ends: it goes from one epoch's order to the next, and the loop says when it is enough. A
-    validation loader yields everything once, with equally many batches on every rank.
+    For validation: everything once. Rows that only fill up the last batches have no label that counts.
     """
 
     samples: int  # rows of an epoch, all ranks together
@@ -40,6 +39,10 @@ class Loader(Protocol):
     def __len__(self) -> int:
         """Batches of this rank that cover one epoch."""
         ...
+
+
+class StatefulLoader(Loader, Protocol):
+    """For training: never ends, goes from one epoch's order to the next; the loop says when it is enough."""
 
     def state_dict(self) -> dict[str, int]:
         """Where the next batch begins, `{"epoch", "sample"}`: counts what was yielded, and is the same on all ranks."""
@@ -67,7 +70,7 @@ class DataModule(ABC):
         """Open what `prepare_data` left. Writes nothing."""
 
     @abstractmethod
-    def train_dataloader(self, rank: int = 0, world_size: int = 1) -> Loader:
+    def train_dataloader(self, rank: int = 0, world_size: int = 1) -> StatefulLoader:
         """The endless, shuffled, resumable loader of one rank."""
 
     @abstractmethod
