@@ -12,7 +12,7 @@ import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -64,7 +64,8 @@ class Tokenizer:
         self.pad_id = self._role("pad", ends)
         own = () if self.eos_id is None else (self.eos_id,)
         self.eos_ids: tuple[int, ...] = tuple(dict.fromkeys((*own, *ends.get("eos", ()))))
-        self._before, self._after = self._affixes()
+        # What the files put around a text.
+        self._before, self._after = self._backend.affixes({"bos": self.bos_id, "eos": self.eos_id})
 
     def __repr__(self) -> str:
         return f"Tokenizer({str(self.dir)!r}, vocab_size={self.vocab_size})"
@@ -176,15 +177,6 @@ class Tokenizer:
         found = None if token is None else self._backend.token_to_id(token)
         return found if found is not None else next(iter(ids.get(role, ())), None)
 
-    def _affixes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """What the files put around a text. As in transformers, explicit flags replace the post-processor."""
-        flags = [self._settings.get("add_bos_token"), self._settings.get("add_eos_token")]
-        if "add_bos_token" not in self._settings and "add_eos_token" not in self._settings:
-            return self._backend.affixes()
-        ids = (self.bos_id, self.eos_id)
-        before, after = ((i,) if flag and i is not None else () for flag, i in zip(flags, ids, strict=True))
-        return before, after
-
     def _edge(self, wanted: bool | None, role: str) -> tuple[int, ...]:
         by_rule, token = (self._before, self.bos_id) if role == "bos" else (self._after, self.eos_id)
         if wanted is None or (wanted and by_rule):
@@ -291,7 +283,7 @@ class Backend(Protocol):
 
     def token_to_id(self, token: str) -> int | None: ...
     def role_token(self, role: str) -> str | None: ...
-    def affixes(self) -> tuple[tuple[int, ...], tuple[int, ...]]: ...
+    def affixes(self, role_ids: Mapping[str, int | None]) -> tuple[tuple[int, ...], tuple[int, ...]]: ...
     def encode(self, texts: Sequence[str], special: bool) -> list[list[int]]: ...
     def encode_part(self, text: str, special: bool, continues: bool) -> Encoded: ...
     def decode(self, ids: list[int]) -> str: ...
@@ -333,7 +325,8 @@ class HuggingFaceBackend:
         usual = {"eos": USUAL_EOS, "bos": USUAL_BOS}.get(role, ())
         return next((token for token in usual if token in self.hidden), None)
 
-    def affixes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def affixes(self, role_ids: Mapping[str, int | None]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """By the post-processor alone: where there is a tokenizer.json, transformers ignores add_bos_token too."""
         bare = self._library.encode("a", add_special_tokens=False).ids
         full = self._library.encode("a").ids
         if not bare or bare == full:
@@ -342,24 +335,53 @@ class HuggingFaceBackend:
         return tuple(full[:start]), tuple(full[start + len(bare) :])
 
     def encode(self, texts: Sequence[str], special: bool) -> list[list[int]]:
-        return [encoding.ids for encoding in self._encodings(texts, special)]
+        rows = [encoding.ids for encoding in self._encodings(texts, special)]
+        if special or not self._leaks:
+            return rows
+        leaky = (not self._leaks.isdisjoint(row) for row in rows)
+        cut = zip(texts, rows, leaky, strict=True)
+        return [self._encode_cut(text, False).ids if leak else row for text, row, leak in cut]
 
     def _encodings(self, texts: Sequence[str], special: bool) -> list[Any]:
         with self._lock:
             self._library.encode_special_tokens = not special
             if len(texts) == 1:  # spares the thread pool
                 return [self._library.encode(texts[0], add_special_tokens=False)]
-            return self._library.encode_batch(texts, add_special_tokens=False)
+            return self._library.encode_batch_fast(texts, add_special_tokens=False)  # without offsets
 
     def encode_part(self, text: str, special: bool, continues: bool) -> Encoded:
+        whole = self._encode_part(text, special, continues)
+        return whole if special or self._leaks.isdisjoint(whole.ids) else self._encode_cut(text, continues)
+
+    def _encode_part(self, text: str, special: bool, continues: bool) -> Encoded:
         if continues and self._newline:
             # Behind a newline the library adds no space before the text; then the newline goes again.
-            after_newline = self._encodings(["\n" + text], special)[0]
-            if after_newline.ids[: len(self._newline)] == self._newline:
-                spans = [(a - 1, b - 1) for a, b in after_newline.offsets[len(self._newline) :]]
-                return Encoded(after_newline.ids[len(self._newline) :], spans)
+            behind = self._encodings(["\n" + text], special)[0]
+            n = len(self._newline)
+            if behind.ids[:n] == self._newline:
+                return Encoded(behind.ids[n:], [(start - 1, end - 1) for start, end in behind.offsets[n:]])
         encoding = self._encodings([text], special)[0]
         return Encoded(encoding.ids, encoding.offsets)
+
+    @cached_property
+    def _leaks(self) -> frozenset[int]:
+        """Control ids that the vocabulary itself makes from plain text: those of a Unigram model can be."""
+        tokens = sorted(self.control)
+        rows = [encoding.ids for encoding in self._encodings(tokens, special=False)] if tokens else []
+        ids = [i for i in map(self._library.token_to_id, tokens) if i is not None]
+        return frozenset(i for i, row in zip(ids, rows, strict=True) if i in row)
+
+    def _encode_cut(self, text: str, continues: bool) -> Encoded:
+        """Plain ids of a text cut behind the first character of every control token, so that none is whole."""
+        matcher = _any_of(self.control)
+        cuts = [0, *(found.start() + 1 for found in matcher.finditer(text)), len(text)] if matcher else [0, len(text)]
+        pieces = [
+            (start, self._encode_part(text[start:end], False, continues or start > 0))
+            for start, end in pairwise(cuts)
+            if end > start
+        ]
+        ids = [i for _, piece in pieces for i in piece.ids]
+        return Encoded(ids, [(start + a, start + b) for start, piece in pieces for a, b in piece.spans])
 
     @cached_property
     def _newline(self) -> list[int]:
@@ -409,6 +431,7 @@ class SentencePieceBackend:
             self._inside = SentencePieceProcessor(model_proto=model + self.NO_PREFIX)
         except Exception as error:  # the library raises nothing narrower
             raise _damaged(path, error) from error
+        self._flags = settings
         self._prefix_everywhere = bool(settings.get("legacy", False))
         pieces = range(self._library.get_piece_size())
         own = {self._library.id_to_piece(i): i for i in pieces if self._is_reserved(i)}
@@ -433,8 +456,10 @@ class SentencePieceBackend:
         found = ids.get(role, -1)
         return self._library.id_to_piece(found) if found >= 0 else None
 
-    def affixes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        return (), ()
+    def affixes(self, role_ids: Mapping[str, int | None]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """By the flags in tokenizer_config.json."""
+        found = {role: i for role, i in role_ids.items() if i is not None and self._flags.get(f"add_{role}_token")}
+        return (found["bos"],) if "bos" in found else (), (found["eos"],) if "eos" in found else ()
 
     def encode(self, texts: Sequence[str], special: bool) -> list[list[int]]:
         return [self._encode(text, special) for text in texts]
@@ -479,18 +504,28 @@ class SentencePieceBackend:
 
     def decode(self, ids: list[int]) -> str:
         text = ""
-        for is_added, run in groupby(ids, key=self._text_of.__contains__):
-            if is_added:
-                text += "".join(self._text_of[i] for i in run)
-            else:
-                text += (self._inside if text else self._library).decode(list(run))
-        return text
+        for is_byte, run in groupby(ids, key=self._is_byte):
+            pieces = [self._text_of.get(i) or self._library.id_to_piece(i) for i in run]
+            text += _joined_bytes(pieces) if is_byte else "".join(pieces).replace("▁", " ")
+        return text.removeprefix(" ") if self._has_prefix else text
+
+    @cached_property
+    def _has_prefix(self) -> bool:
+        return self._library.encode("a") != self._inside.encode("a")
 
     def stream(self, after: list[int]) -> Pieces:
         return WindowPieces(self.decode, self._is_byte, after)
 
     def _is_byte(self, token_id: int) -> bool:
         return token_id not in self._text_of and self._library.is_byte(token_id)
+
+
+def _joined_bytes(pieces: Sequence[str]) -> str:
+    """The text of pieces like `<0xE2>`; as in the tokenizers library, one bad byte spoils its whole run."""
+    try:
+        return bytes(int(piece[3:5], 16) for piece in pieces).decode()
+    except UnicodeDecodeError:
+        return REPLACEMENT * len(pieces)
 
 
 def clean(text: str) -> str:
