@@ -19,7 +19,7 @@ class Loss(NamedTuple):
     """A sum and the number of tokens it runs over; divide once, over the whole global batch."""
 
     total: Tensor  # () fp32, nats
-    count: Tensor  # () int64
+    count: Tensor  # type: ignore[assignment]  # () int64; it hides tuple.count, which nobody needs
 
 
 def linear_cross_entropy(
@@ -66,7 +66,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             for start in range(0, len(targets), ROWS_AT_ONCE):
                 rows = slice(start, start + ROWS_AT_ONCE)
                 h = hidden[rows]  # (R, C)
-                loss, d_logits = _rows_loss(F.linear(h, weight, bias), targets[rows], softcap, any(ctx.needs_input_grad))
+                loss, d_logits = _rows_loss(
+                    F.linear(h, weight, bias), targets[rows], softcap, any(ctx.needs_input_grad)
+                )
                 total += loss
                 if d_logits is None:
                     continue

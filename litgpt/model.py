@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, overload
+from typing import Any, cast, overload
 
 import torch
 import torch.nn as nn
@@ -36,7 +36,7 @@ class GPT(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-        padded = vocabulary_rows(config)
+        padded = known(config.padded_vocab_size)
         self.lm_head = nn.Linear(config.n_embd, padded, bias=config.lm_head_bias)
         self.transformer = nn.ModuleDict(
             {
@@ -54,7 +54,15 @@ class GPT(nn.Module):
     def tie_weights(self) -> None:
         """Make head and embedding one Parameter where the config says so (loading by assignment parts them)."""
         if self.config.tie_embeddings:
-            self.lm_head.weight = self.transformer["wte"].weight
+            self.lm_head.weight = self.wte.weight
+
+    @property
+    def wte(self) -> nn.Embedding:
+        return cast(nn.Embedding, self.transformer["wte"])
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        return cast(nn.ModuleList, self.transformer["h"])
 
     @overload
     def forward(
@@ -111,7 +119,7 @@ class GPT(nn.Module):
         if cache is None and input_pos is not None:
             cache = self.kv_cache
         x, shared = self.embed(idx), self.share(idx, input_pos, cache, doc_ids)
-        for layer, block in enumerate(self.transformer["h"]):
+        for layer, block in enumerate(self.blocks):
             x = block(x, shared, None if cache is None else cache.layers[layer])
         x = self.transformer["ln_f"](x[:, -1:] if last_only else x)
         softcap = self.config.final_logit_softcapping
@@ -123,7 +131,7 @@ class GPT(nn.Module):
 
     def embed(self, idx: Tensor) -> Tensor:
         """(B, T) ids -> (B, T, n_embd)."""
-        x: Tensor = self.transformer["wte"](idx)
+        x: Tensor = self.wte(idx)
         if self.config.scale_embeddings:
             # the factor is rounded to the embedding's precision first, as the models were trained
             x = x * torch.tensor(self.config.n_embd**0.5, dtype=x.dtype, device=x.device)
@@ -145,7 +153,7 @@ class GPT(nn.Module):
         else:
             reach = cache.max_len
             span = cache.span or (int(positions.max()) + 1 if on_host else None) or cache.max_len
-        dtype = self.transformer["wte"].weight.dtype
+        dtype = self.wte.weight.dtype
         turns = self.rope(positions, reach, dtype)
         local_turns = turns if self.local_rope is None else self.local_rope(positions, reach, dtype)
         documents = None if doc_ids is None else _documents(doc_ids)
@@ -164,18 +172,24 @@ class GPT(nn.Module):
     # -- initialisation
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Draw fresh weights in place: normal with sqrt(2 / (5 n_embd)) ("small init", Nguyen & Salazar 2019, as GPT-NeoX);
-        what writes into the residual stream is smaller by sqrt(2 n_layer) (GPT-2), so depth does not add up."""
+        """Draw fresh weights in place: normal with sqrt(2 / (5 n_embd)) ("small init", Nguyen & Salazar 2019).
+
+        What writes into the residual stream is smaller by sqrt(2 n_layer) (GPT-2), so that depth does not add up.
+        """
         std = math.sqrt(2 / (5 * self.config.n_embd))
         for name, module in self.named_modules():
             if isinstance(module, (nn.Linear, nn.Embedding, Router)):
-                writes_residual = name.endswith("proj") and not name.endswith(("q_proj", "q_a_proj", "q_b_proj", "kv_b_proj"))
+                writes_residual = name.endswith("proj") and not name.endswith(
+                    ("q_proj", "q_a_proj", "q_b_proj", "kv_b_proj")
+                )
                 nn.init.normal_(
-                    module.weight, std=std / math.sqrt(2 * self.config.n_layer) if writes_residual else std,
+                    module.weight,
+                    std=std / math.sqrt(2 * self.config.n_layer) if writes_residual else std,
                     generator=generator,
                 )
-                if getattr(module, "bias", None) is not None:
-                    nn.init.zeros_(module.bias)
+                bias = getattr(module, "bias", None)
+                if bias is not None:
+                    nn.init.zeros_(bias)
             elif isinstance(module, (RMSNorm, nn.LayerNorm)):
                 module.reset_parameters()
             if isinstance(module, Router):
@@ -287,7 +301,8 @@ class Attention(nn.Module):
 
     def __init__(self, config: Config, layer: int) -> None:
         super().__init__()
-        self.n_head, self.n_groups, self.head_size = config.n_head, config.n_query_groups, config.head_size
+        self.n_head, self.n_groups = config.n_head, known(config.n_query_groups)
+        self.head_size = known(config.head_size)
         self.qkv = nn.Linear(config.n_embd, sum(qkv_rows(config)), bias=config.qkv_bias)
         self.proj = nn.Linear(self.n_head * self.head_size, config.n_embd, bias=config.proj_bias)
         self.norm_whole = config.norm_qk and config.norm_qk_type == "olmo2"  # before the split into heads
@@ -340,16 +355,16 @@ class LatentAttention(nn.Module):
         x -> q_a -> norm -> q_b -> [q_nope | q_rope] per head
         x -> kv_a -> [latent -> norm -> kv_b -> (k_nope | v) per head,  k_rope shared by all heads]
 
-    The cache holds latent and k_rope only; kv_b is then folded into query and output instead of being applied to all keys.
+    The cache holds latent and k_rope only; kv_b is then folded into query and output, not applied to all keys.
     """
 
     def __init__(self, config: Config, layer: int) -> None:
         super().__init__()
         self.n_head = config.n_head
-        self.nope, self.turned, self.v_size = config.qk_nope_head_dim, config.qk_rope_head_dim, config.v_head_dim
-        self.rank = config.kv_lora_rank
+        self.nope, self.turned = known(config.qk_nope_head_dim), known(config.qk_rope_head_dim)
+        self.v_size, self.rank = known(config.v_head_dim), known(config.kv_lora_rank)
         eps = config.latent_norm_eps
-        q_rows = self.n_head * config.qk_head_dim
+        q_rows = self.n_head * (self.nope + self.turned)
         if config.q_lora_rank:
             self.q_a_proj = nn.Linear(config.n_embd, config.q_lora_rank, bias=config.attn_bias)
             self.q_a_norm = build_norm(config, config.q_lora_rank, eps)
@@ -400,7 +415,7 @@ class LatentAttention(nn.Module):
     def attend_folded(
         self, q_nope: Tensor, q_turned: Tensor, latent: Tensor, k_turned: Tensor, mask: Tensor | None
     ) -> Tensor:
-        """Attention in latent space: q.(W_k c) = (W_k^T q).c, and the weighted sum of W_v c is W_v of the weighted sum."""
+        """Attention in latent space: q.(W_k c) = (W_k^T q).c, and a weighted sum of W_v c is W_v of that sum."""
         per_head = self.kv_b_proj.weight.view(self.n_head, self.nope + self.v_size, self.rank)
         w_k, w_v = per_head.split((self.nope, self.v_size), dim=1)  # (nh, nope, rank), (nh, v_size, rank)
         q = torch.cat((q_nope @ w_k, q_turned), dim=-1)  # (B, nh, T, rank + turned)
@@ -411,7 +426,7 @@ class LatentAttention(nn.Module):
 
 def latent_scale(config: Config) -> float:
     """Score scale of latent attention; YaRN's `mscale_all_dim` sharpens it (DeepSeek-V3's model code)."""
-    scale = 1 / math.sqrt(config.attention_scores_scalar or config.qk_head_dim)
+    scale = 1 / math.sqrt(config.attention_scores_scalar or known(config.qk_head_dim))
     stretch = config.rope_adjustments or {}
     if stretch.get("mscale_all_dim"):
         scale *= yarn_temperature(stretch["factor"], stretch["mscale_all_dim"]) ** 2
@@ -487,11 +502,11 @@ def attend_plainly(
 def causal_mask(length: int, window: int | None, device: torch.device | str | None = None) -> Tensor:
     """(T, T) bool. A query sees itself and what precedes it, `window` tokens in all.
 
-        window = 2      key 0 1 2 3
-            query 0         x . . .
-            query 1         x x . .
-            query 2         . x x .
-            query 3         . . x x
+    window = 2      key 0 1 2 3
+        query 0         x . . .
+        query 1         x x . .
+        query 2         . x x .
+        query 3         . . x x
     """
     mask = torch.ones(length, length, dtype=torch.bool, device=device).tril_()
     return mask if window is None else mask.triu_(1 - window)
@@ -502,7 +517,7 @@ def causal_mask(length: int, window: int | None, device: torch.device | str | No
 
 def qkv_rows(config: Config) -> tuple[int, int, int]:
     """Rows of the query, key and value part of `attn.qkv`."""
-    queries, keys = config.n_head * config.head_size, config.n_query_groups * config.head_size
+    queries, keys = (heads * known(config.head_size) for heads in (config.n_head, known(config.n_query_groups)))
     return queries, keys, keys
 
 
@@ -519,8 +534,9 @@ def join_qkv(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def grouped_to_concat(qkv: Tensor, config: Config) -> Tensor:
     """Rows stored group by group, [queries | key | value] each (GPT-NeoX, Falcon) -> our [queries | keys | values]."""
-    per_group = config.n_head // config.n_query_groups
-    grouped = qkv.reshape(config.n_query_groups, per_group + 2, config.head_size, *qkv.shape[1:])
+    groups = known(config.n_query_groups)
+    per_group = config.n_head // groups
+    grouped = qkv.reshape(groups, per_group + 2, known(config.head_size), *qkv.shape[1:])
     q, k, v = grouped.split((per_group, 1, 1), dim=1)
     return join_qkv(*(part.flatten(0, 2) for part in (q, k, v)))
 
@@ -614,7 +630,7 @@ def _llama3_frequencies(frequencies: Tensor, stretch: Mapping[str, Any]) -> Tens
 
 
 def _yarn_frequencies(frequencies: Tensor, size: int, base: float, stretch: Mapping[str, Any]) -> Tensor:
-    """YaRN (Peng et al. 2023, section 3.2): dims that turn often are kept, dims that turn seldom are divided by `factor`."""
+    """YaRN (Peng et al. 2023, section 3.2): dims that turn often stay, those that seldom do are divided by `factor`."""
 
     def dim_turning(turns: float) -> float:
         """The dim that makes `turns` full turns within the original context."""
@@ -667,8 +683,9 @@ class GptNeoxMLP(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.fc = nn.Linear(config.n_embd, config.intermediate_size, bias=config.has_mlp_bias)
-        self.proj = nn.Linear(config.intermediate_size, config.n_embd, bias=config.has_mlp_bias)
+        width = known(config.intermediate_size)
+        self.fc = nn.Linear(config.n_embd, width, bias=config.has_mlp_bias)
+        self.proj = nn.Linear(width, config.n_embd, bias=config.has_mlp_bias)
         self.approximate = config.gelu_approximate
 
     def forward(self, x: Tensor) -> Tensor:
@@ -680,7 +697,7 @@ class LLaMAMLP(nn.Module):
 
     def __init__(self, config: Config, intermediate_size: int | None = None) -> None:
         super().__init__()
-        width = intermediate_size or config.intermediate_size
+        width = intermediate_size or known(config.intermediate_size)
         self.fc_1 = nn.Linear(config.n_embd, width, bias=config.has_mlp_bias)
         self.fc_2 = nn.Linear(config.n_embd, width, bias=config.has_mlp_bias)
         self.proj = nn.Linear(width, config.n_embd, bias=config.has_mlp_bias)
@@ -693,11 +710,11 @@ class LLaMAMLP(nn.Module):
 
 
 class LLaMAMoE(nn.Module):
-    """Each token goes to its `n_expert_per_token` best experts (Mixtral), and to the shared one if there is one (DeepSeek)."""
+    """Each token goes to its `n_expert_per_token` best experts (Mixtral), and to a shared one (DeepSeek)."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        width = config.moe_intermediate_size or config.intermediate_size
+        width = config.moe_intermediate_size or known(config.intermediate_size)
         self.gate = Router(config)
         self.experts = nn.ModuleList(LLaMAMLP(config, width) for _ in range(config.n_expert))
         if config.n_shared_expert:
@@ -761,7 +778,9 @@ class Router(nn.Module):
 
     def by_groups(self, x: Tensor) -> tuple[Tensor, Tensor]:
         scores = F.linear(x.float(), self.weight.float()).sigmoid()  # (N, E)
-        grouped = (scores + self.e_score_correction_bias.float()).unflatten(-1, (self.groups, -1))  # (N, groups, E / groups)
+        grouped = (scores + self.e_score_correction_bias.float()).unflatten(
+            -1, (self.groups, -1)
+        )  # (N, groups, E / groups)
         ranks = grouped.topk(self.scores_per_group, dim=-1).values.sum(-1)  # (N, groups)
         kept = torch.zeros_like(ranks, dtype=torch.bool).scatter_(1, ranks.topk(self.groups_kept, dim=-1).indices, True)
         choice = grouped.masked_fill(~kept.unsqueeze(-1), float("-inf")).flatten(1)
@@ -803,7 +822,10 @@ class LayerCache:
         length = k.size(2)
         if self.window is not None and length > 1:  # the chunk may overwrite what its first tokens still need
             mask = self.mask(shared, "ring and chunk", length)
-            keys, values = torch.cat((self.k, k.to(self.k.dtype)), dim=2), torch.cat((self.v, v.to(self.v.dtype)), dim=2)
+            keys, values = (
+                torch.cat((self.k, k.to(self.k.dtype)), dim=2),
+                torch.cat((self.v, v.to(self.v.dtype)), dim=2),
+            )
             self.write(shared.positions, k, v)
             return keys, values, mask
         self.write(shared.positions, k, v)
@@ -815,7 +837,9 @@ class LayerCache:
     def mask(self, shared: Shared, kind: str, length: int) -> Tensor | None:
         key = (kind, length, self.window)
         if key not in shared.masks:
-            positions = shared.positions if shared.positions.dim() == 2 else shared.positions.unsqueeze(0)  # (B or 1, T)
+            positions = (
+                shared.positions if shared.positions.dim() == 2 else shared.positions.unsqueeze(0)
+            )  # (B or 1, T)
             if kind == "full":
                 alone = length == 1 and len(positions) == 1 and shared.span is not None
                 held = torch.arange(shared.span or self.slots, device=positions.device).view(1, 1, -1)
@@ -900,11 +924,11 @@ class KVCache:
 def _cache_shapes(config: Config) -> tuple[tuple[int, int], tuple[int, int]]:
     """(heads, size) of what the two tensors of a layer hold per token."""
     if config.latent_attention:
-        return (1, config.qk_rope_head_dim), (1, config.kv_lora_rank)
-    return ((config.n_query_groups, config.head_size),) * 2
+        return (1, known(config.qk_rope_head_dim)), (1, known(config.kv_lora_rank))
+    return ((known(config.n_query_groups), known(config.head_size)),) * 2
 
 
-def vocabulary_rows(config: Config) -> int:
-    """Rows of the embedding and the head."""
-    assert config.padded_vocab_size is not None  # Config derives it
-    return config.padded_vocab_size
+def known(size: int | None) -> int:
+    """A size that `Config` has derived: never None once it is built."""
+    assert size is not None
+    return size

@@ -1,6 +1,6 @@
 """Rows of token ids in, token ids out: prefill, decode, join, leave, cancel. Knows no text.
 
-    submit -> waiting -> (a row is free) -> prefill, one chunk a step -> decode, all rows at once -> done
+submit -> waiting -> (a row is free) -> prefill, one chunk a step -> decode, all rows at once -> done
 """
 
 from __future__ import annotations
@@ -88,6 +88,7 @@ class Engine:
         self.waiting.append(request)
         return request
 
+    @torch.inference_mode()
     def cancel(self, request: Request) -> None:
         """End a request; its row is free at once."""
         if request in self.waiting:
@@ -160,6 +161,8 @@ class Engine:
     # -- forwards
 
     def _prefill(self, row: int, request: Request) -> list[Event]:
+        if request.max_new_tokens == 0:
+            return [self._finish(request, "length")]
         assert self.cache is not None
         chunk = request.ids[request.filled : request.filled + PREFILL_CHUNK]
         view = self.cache.rows(row, row + 1)
@@ -168,9 +171,6 @@ class Engine:
         if request.filled:
             view.span = request.filled + len(chunk)
             positions = torch.arange(request.filled, view.span, device=self.device)
-        if request.max_new_tokens == 0:
-            request.filled = len(request.ids)
-            return [self._finish(request, "length")]
         logits = self.model(idx, positions, cache=view, last_only=True)
         request.filled += len(chunk)
         if request.filled < len(request.ids):

@@ -1,4 +1,4 @@
-"""How the next token is chosen, and when to stop. Knows one row of logits and one stream of symbols; no text, no model."""
+"""How the next token is chosen, and when to stop. Knows one row of logits and one stream; no text, no model."""
 
 from __future__ import annotations
 

@@ -1,0 +1,158 @@
+"""`litgpt chat`: a conversation in the terminal, or through a pipe (one line of input, one answer)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from litgpt.errors import UserError
+from litgpt.generate.sampling import Sampling
+from litgpt.generate.session import Messages, Session, conversation, load_session, require_later_options
+
+HELP = """\
+/reset  forget the conversation      /help  show this
+/quit   leave (so do Ctrl-D and an empty line); Ctrl-C stops an answer"""
+
+
+def main(
+    checkpoint_dir: Path,
+    *,
+    sys_prompt: str | None = None,
+    max_new_tokens: int = 50,
+    top_k: int | None = 50,
+    top_p: float = 1.0,
+    temperature: float = 0.8,
+    seed: int | None = None,
+    prompt_style: str | None = None,
+    quantize: Literal["bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq", "bnb.int8"] | None = None,
+    precision: str | None = None,
+    compile: bool = False,
+    multiline: bool = False,
+    access_token: str | None = None,
+) -> None:
+    """Chat with a model. It remembers what was said, until /reset.
+
+    Input may also be piped: every line is a message, and only the answers go to standard output.
+
+    Args:
+        checkpoint_dir: A checkpoint directory, or its name below checkpoints/.
+        sys_prompt: An instruction that comes before the conversation, for models that were trained with one.
+        max_new_tokens: Longest answer, in tokens.
+        top_k: Draw from the k likeliest tokens only; null draws from all.
+        top_p: Draw from the likeliest tokens that together reach this probability only.
+        temperature: Flattens (above 1) or sharpens (below 1) the choice; 0 always takes the likeliest token.
+        seed: Makes the conversation repeatable.
+        prompt_style: A prompt style by name, instead of the checkpoint's own.
+        quantize: Weights in 4 or 8 bits.
+        precision: 32-true, bf16-true or 16-true; by default what the files hold.
+        compile: Compile the model first.
+        multiline: A message may have many lines; a line that says !submit sends it.
+        access_token: For models of the hub that ask for one.
+    """
+    require_later_options(quantize=quantize, compile=compile)
+    sampling = Sampling(temperature, top_k, top_p, seed)
+    session = load_session(
+        checkpoint_dir, precision=precision, prompt_style=prompt_style, max_new_tokens=max_new_tokens
+    )
+    chat = Chat(session, sampling, max_new_tokens, sys_prompt)
+    by_hand = sys.stdin.isatty()
+    if by_hand:
+        print(f"Chatting with {session.config.name or checkpoint_dir}.\n{HELP}", file=sys.stderr)
+    for message in messages(by_hand=by_hand, multiline=multiline):
+        if message == "/quit":
+            return
+        if message in ("/reset", "/help"):
+            if message == "/reset":
+                chat.reset()
+            print("The conversation starts anew." if message == "/reset" else HELP, file=sys.stderr)
+            continue
+        chat.say(message)
+        if by_hand:
+            print(f"{chat.session.tally}\n", file=sys.stderr)
+
+
+def messages(*, by_hand: bool, multiline: bool) -> Iterator[str]:
+    """What the user says, until they leave; blank lines of a pipe say nothing."""
+    while True:
+        try:
+            message = _read(by_hand=by_hand, multiline=multiline)
+        except EOFError:
+            if by_hand:
+                print(file=sys.stderr)
+            return
+        if message:
+            yield message
+        elif by_hand:
+            return
+
+
+def _read(*, by_hand: bool, multiline: bool) -> str:
+    """One message, stripped. Raises EOFError at the end of the input."""
+    if by_hand:
+        import readline  # noqa: F401  gives input() history and line editing
+
+        print(">> Prompt" + (" (end with !submit):" if multiline else ": "), end="", file=sys.stderr, flush=True)
+    if not multiline:
+        return input().strip()
+    lines: list[str] = []
+    while True:
+        try:
+            line = input()
+        except EOFError:
+            if lines:
+                break
+            raise
+        if line.strip() == "!submit" or (line.strip() in ("/quit", "/reset", "/help") and not lines):
+            return "\n".join(lines).strip() or line.strip().removeprefix("!submit")
+        lines.append(line)
+    return "\n".join(lines).strip()
+
+
+@dataclass
+class Chat:
+    """A conversation and what it remembers."""
+
+    session: Session
+    sampling: Sampling
+    max_new_tokens: int
+    sys_prompt: str | None = None
+    history: Messages = field(default_factory=list)  # users and answers in turn, without the system prompt
+
+    def reset(self) -> None:
+        self.history = []
+
+    def say(self, message: str) -> None:
+        """Answer on standard output. An interrupt ends the answer, not the conversation; so does a message too long."""
+        self.history.append({"role": "user", "content": message})
+        said = ""
+        try:
+            self._make_room()
+            for piece in self.session.answer(self.messages(), self.sampling, max_new_tokens=self.max_new_tokens):
+                said += piece
+                print(piece, end="", flush=True)
+        except KeyboardInterrupt:
+            print(" (stopped)", end="", file=sys.stderr, flush=True)
+        except UserError as error:
+            self.history.pop()
+            print(f"error: {error}", file=sys.stderr)
+            return
+        print(flush=True)
+        self.history.append({"role": "assistant", "content": said})
+
+    def messages(self) -> Messages:
+        return [*conversation("", self.sys_prompt)[:-1], *self.history]
+
+    def _make_room(self) -> None:
+        """Forget the oldest exchanges until the conversation and an answer fit into the context."""
+        forgotten = 0
+        while len(self.history) > 2:
+            if len(self.session.encode(self.messages())) + self.max_new_tokens <= self.session.context:
+                break
+            del self.history[:2]
+            forgotten += 1
+        if forgotten:
+            what = "exchange was" if forgotten == 1 else f"{forgotten} exchanges were"
+            print(f"note: the context is full; the oldest {what} forgotten", file=sys.stderr)
