@@ -79,6 +79,12 @@ def atomic_file(path: str | Path, *, need: int = 0) -> Iterator[Path]:
         new.unlink(missing_ok=True)
 
 
+def require_writable(directory: Path) -> None:
+    """Refuses, before any work is done, a directory that this user may not write to."""
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise InputError(f"{directory} cannot be written by this user; choose another place or change its permissions")
+
+
 def recover(target: str | Path) -> Path:
     """Puts back the copy that a kill left aside between the two renames of a replacement. Returns where the whole one
     is: `target`, or the copy itself where the disk is read-only or the replacing goes on this moment."""

@@ -1,0 +1,85 @@
+"""Tiny checkpoint directories: as `transformers` writes them, and as LitGPT 0.5 did."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from litgpt.config import Config
+from litgpt.model import GPT
+from litgpt.storage import read_json, write_json
+from tests.makers.configs import shrunk
+
+
+def hf_model(config: Config, seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:
+    """A random `transformers` model of our config."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    described = config.to_hf()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        theirs = AutoConfig.for_model(described.pop("model_type"), **described)
+        model = AutoModelForCausalLM.from_config(theirs, attn_implementation="eager").to(dtype)
+        _disturb(model)
+    return model.eval()
+
+
+def _disturb(model: torch.nn.Module) -> None:
+    """Fresh norms and biases are ones and zeros, which would hide that two were mixed up."""
+    with torch.no_grad():
+        for tensor in [*model.parameters(), *(b for name, b in model.named_buffers() if name.endswith("_bias"))]:
+            tensor.add_(torch.randn_like(tensor) * 0.02)
+
+
+def make_hf_checkpoint(
+    directory: Path,
+    model: Config | str,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    tokenizer_dir: Path | None = None,
+    **save_options: Any,
+) -> Path:
+    """A random model written by `transformers` itself; `save_options` go to `save_pretrained`."""
+    from transformers import AutoTokenizer
+
+    config = shrunk(model) if isinstance(model, str) else model
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    hf_model(config, seed, dtype).save_pretrained(directory, **save_options)
+    if tokenizer_dir is not None:
+        AutoTokenizer.from_pretrained(tokenizer_dir).save_pretrained(directory)
+    return directory
+
+
+def random_gpt(config: Config, seed: int = 0, dtype: torch.dtype = torch.float32) -> GPT:
+    """Our model with random weights everywhere, norms and biases too."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = GPT(config).to(dtype)
+        _disturb(model)
+    return model.eval()
+
+
+def make_litgpt_checkpoint(directory: Path, model: Config | str, seed: int = 0, *, legacy: bool = False) -> Path:
+    """`lit_model.pth` and `model_config.yaml` as LitGPT 0.5 wrote them; `legacy`: with the older, grouped `attn.attn`."""
+    from litgpt.model import concat_to_grouped
+
+    config = shrunk(model) if isinstance(model, str) else model
+    directory.mkdir(parents=True, exist_ok=True)
+    state = {name: tensor.clone() for name, tensor in random_gpt(config, seed).state_dict().items()}
+    if legacy:
+        state = {
+            name.replace("attn.qkv", "attn.attn"): concat_to_grouped(t, config) if "attn.qkv" in name else t
+            for name, t in state.items()
+        }
+    torch.save(state, directory / "lit_model.pth")
+    (directory / "model_config.yaml").write_text(yaml.safe_dump(config.to_dict()))
+    return directory
+
+
+def edit_json(path: Path, **changes: Any) -> None:
+    """Set keys of a JSON file."""
+    write_json(path, {**read_json(path), **changes})
