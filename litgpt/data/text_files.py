@@ -41,12 +41,9 @@ class TextFiles(DataModule):
         self.train_data_path = Path(self.train_data_path).expanduser()
         self.val_data_path = self.val_data_path and Path(self.val_data_path).expanduser()
         self.cache_dir = self.cache_dir and Path(self.cache_dir).expanduser()
-        if not 0 <= self.val_fraction < 1:
-            raise InputError(f"val_fraction must be at least 0 and below 1, not {self.val_fraction}")
-        if self.seed < 0:
-            raise InputError(f"seed must not be negative, not {self.seed}")
 
     def connect(self, tokenizer: Tokenizer, batch_size: int, max_seq_length: int) -> None:
+        self._require_sense()
         self._tokenizer, self._batch_size, self._length = tokenizer, batch_size, max_seq_length
         self._train_corpus = self._corpus(self.train_data_path)
         self._val_corpus = self._corpus(self.val_data_path) if self.val_data_path else None
@@ -62,7 +59,7 @@ class TextFiles(DataModule):
         self._train, self._val = ids[: len(ids) - n_val], ids[len(ids) - n_val :]
         if self._val_corpus:
             self._val = self._val_corpus.open().ids
-        self._require_a_block(len(self._train), len(ids))
+        self._require_enough(len(ids))
 
     def train_dataloader(self, rank: int = 0, world_size: int = 1) -> StatefulLoader:
         from litgpt.data.loader import Blocks, TrainLoader
@@ -95,7 +92,19 @@ class TextFiles(DataModule):
     def _validating(self, tokens: int) -> int:
         return max(2, round(tokens * self.val_fraction)) if self.val_fraction else 0
 
-    def _require_a_block(self, training: int, in_all: int) -> None:
+    def _require_sense(self) -> None:
+        # not in the constructor: jsonargparse would bury the line in one of its own
+        if not 0 <= self.val_fraction < 1:
+            raise InputError(
+                f"data.val_fraction is {self.val_fraction}; give a share from 0 (no validation) to below 1"
+            )
+        if self.seed < 0:
+            raise InputError(f"data.seed is {self.seed}; give 0 or more")
+
+    def _require_enough(self, in_all: int) -> None:
+        if len(self._val) == 1:
+            raise InputError(f"{self.val_data_path}: too short to validate, which takes at least two tokens; add text")
+        training = len(self._train)
         if training > self._length:
             return
         rest = f" ({in_all - training:,} more validate)" if in_all > training else ""
