@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 IGNORE_INDEX = -100
-ROWS_AT_ONCE = 512  # logits held at a time: 512 rows; 50k words in fp32 are 100 MB
+# Logits held at a time. On the CPU 32 MB: larger blocks go back to the system and cost page faults each time.
+CPU_LOGITS, DEVICE_LOGITS = 2**23, 2**27
 
 
 class Loss(NamedTuple):
@@ -42,8 +43,21 @@ def linear_cross_entropy(
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
         hidden, weight, bias = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    total: Tensor = _ChunkedCrossEntropy.apply(hidden, weight, bias, targets, softcap)
+    rows = max(16, (CPU_LOGITS if hidden.device.type == "cpu" else DEVICE_LOGITS) // len(weight))
+    if _torch_is_faster(hidden, softcap):
+        options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=rows)
+        total = F.linear_cross_entropy(
+            hidden, weight, targets, linear_bias=bias, reduction="sum", ignore_index=IGNORE_INDEX, options=options
+        )
+    else:
+        total = _ChunkedCrossEntropy.apply(hidden, weight, bias, targets, softcap, rows)
     return Loss(total, count)
+
+
+def _torch_is_faster(hidden: Tensor, softcap: float | None) -> bool:
+    """torch 2.13 brings the same idea; on the CPU it is an eighth faster in fp32, and three times slower in bf16."""
+    plain = softcap is None and len(hidden) > 0 and hidden.dtype == torch.float32 and hidden.device.type == "cpu"
+    return plain and hasattr(F, "linear_cross_entropy")
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -54,7 +68,13 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, softcap: float | None
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        softcap: float | None,
+        at_once: int,
     ) -> Tensor:
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
@@ -63,8 +83,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         d_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
         d_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_bias and bias is not None else None
         with torch.autocast(hidden.device.type, enabled=False):
-            for start in range(0, len(targets), ROWS_AT_ONCE):
-                rows = slice(start, start + ROWS_AT_ONCE)
+            for start in range(0, len(targets), at_once):
+                rows = slice(start, start + at_once)
                 h = hidden[rows]  # (R, C)
                 loss, d_logits = _rows_loss(
                     F.linear(h, weight, bias), targets[rows], softcap, any(ctx.needs_input_grad)
@@ -92,8 +112,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             None if d_hidden is None else d_hidden * scale.to(d_hidden.dtype),
             None if d_weight is None else (d_weight * scale).to(weight_dtype),
             None if d_bias is None else (d_bias * scale).to(bias_dtype),
-            None,
-            None,
+            *(None,) * 3,
         )
 
 

@@ -9,6 +9,7 @@ from torch.testing import assert_close
 from litgpt.config import Config
 from litgpt.errors import InputError
 from litgpt.families import FAMILIES
+from litgpt.loss import linear_cross_entropy
 from litgpt.model import (
     GPT,
     KVCache,
@@ -220,3 +221,26 @@ def test_the_short_way_to_a_cache():
 def test_every_family_has_a_shape_under_test():
     tested = {shrunken(name).family for name in [*NAMES, *MORE]}
     assert {family.name for family in FAMILIES} <= tested
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_the_loss_in_chunks_is_the_loss_at_once(dtype, softcap, monkeypatch):
+    """With a bias, ignored positions and a softcap; gradients of all that has one. Also where all is ignored."""
+    monkeypatch.setattr("litgpt.loss.CPU_LOGITS", 1)  # 16 rows at a time
+    hidden, weight, bias = ((torch.randn(n) * 0.7).to(dtype).requires_grad_() for n in ((50, 24), (40, 24), (40,)))
+    targets = torch.where(torch.rand(50) < 0.3, -100, torch.randint(0, 40, (50,)))
+    logits = torch.nn.functional.linear(hidden, weight, bias).float()
+    logits = logits if softcap is None else torch.tanh(logits / softcap) * softcap
+    truth = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
+    expected = torch.autograd.grad(truth, (hidden, weight, bias))
+
+    loss = linear_cross_entropy(hidden, weight, targets, bias=bias, softcap=softcap)
+
+    tolerance = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 0.05, "atol": 0.05}
+    assert_close(loss.total, truth, **tolerance)
+    assert loss.count == (targets != -100).sum()
+    for ours, theirs in zip(torch.autograd.grad(loss.total, (hidden, weight, bias)), expected, strict=True):
+        assert_close(ours, theirs, **tolerance)
+    nothing = linear_cross_entropy(hidden, weight, torch.full_like(targets, -100), bias=bias, softcap=softcap)
+    assert (nothing.total.item(), nothing.count.item()) == (0.0, 0)
