@@ -275,7 +275,7 @@ def _refuse(config: Config, name: str, must: str) -> InputError:
     return InputError(f"{name} is {getattr(config, name)!r}, {must}")
 
 
-_KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
+_KINDS: dict[str, tuple[Any, str]] = {
     "int": (int, "an integer"),
     "float": ((int, float), "a number"),
     "bool": (bool, "true or false"),

@@ -6,8 +6,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from litgpt.errors import InputError, MissingError, near_miss
+from litgpt.families.deepseek import DEEPSEEK
+from litgpt.families.falcon import FALCON
+from litgpt.families.gemma import GEMMA, GEMMA2, GEMMA3
 from litgpt.families.gpt_neox import GPT_NEOX
 from litgpt.families.llama import LLAMA
+from litgpt.families.mistral import MISTRAL
+from litgpt.families.mixtral import MIXTRAL
+from litgpt.families.olmo import OLMO, OLMO2
+from litgpt.families.phi import PHI, PHI3
+from litgpt.families.qwen import QWEN2, QWEN3, QWEN3_MOE
+from litgpt.families.stablelm import STABLELM
 from litgpt.families.tables import Equation, Family
 
 __all__ = [
@@ -23,7 +32,25 @@ __all__ = [
     "prompt_for",
 ]
 
-FAMILIES: tuple[Family, ...] = (LLAMA, GPT_NEOX)
+FAMILIES: tuple[Family, ...] = (
+    LLAMA,
+    GPT_NEOX,
+    FALCON,
+    MISTRAL,
+    MIXTRAL,
+    PHI,
+    PHI3,
+    GEMMA,
+    GEMMA2,
+    GEMMA3,
+    QWEN2,
+    QWEN3,
+    QWEN3_MOE,
+    OLMO,
+    OLMO2,
+    STABLELM,
+    DEEPSEEK,
+)
 
 
 def names() -> list[str]:

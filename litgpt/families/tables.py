@@ -79,11 +79,18 @@ class Family:
 # --- rows ------------------------------------------------------------------------------------------------------------
 
 
-def size(name: str, *variants: str, hf_name: str | None = None, **fields: Any) -> list[dict[str, Any]]:
-    """One row, or one per variant: `{}` in `name` and `hf_name` takes each in turn."""
+SHAPE = ("n_layer", "n_embd", "n_head", "n_query_groups", "intermediate_size")
+
+
+def size(
+    name: str, shape: tuple[int, ...], *variants: str, hf_name: str | None = None, **fields: Any
+) -> list[dict[str, Any]]:
+    """One row, or one per variant: `{}` in `name` and `hf_name` takes each in turn. `shape`: see SHAPE."""
+    on_hub = hf_name or name
+    columns = dict(zip(SHAPE, shape, strict=True))
     return [
-        {"name": name.format(v), "hf_config": {"name": (hf_name or name).format(v)}, **fields}
-        for v in variants or ("",)
+        {"name": name.format(variant), "hf_config": {"name": on_hub.format(variant)}, **columns, **fields}
+        for variant in variants or ("",)
     ]
 
 
@@ -94,8 +101,8 @@ def group(
     for row in (row for rows in sizes for row in rows):
         fields = {**shared, **row}
         hf_config = {"org": fields.pop("org", org), **fields["hf_config"]}
-        style = next((s for pattern, s in (prompts or {}).items() if fnmatchcase(fields["name"], pattern)), None)
-        yield {"prompt": style, **fields, "hf_config": hf_config}
+        styles = [style for pattern, style in (prompts or {}).items() if fnmatchcase(fields["name"], pattern)]
+        yield {**fields, "hf_config": hf_config, **({"prompt": styles[0]} if styles else {})}
 
 
 def with_traits(traits: Fields, *groups: Iterable[Fields]) -> tuple[Fields, ...]:
@@ -119,7 +126,7 @@ class Key:
     theirs: str
     ours: str
     kind: type = int
-    default: Any = REQUIRED  # what `transformers` takes when the key is absent
+    default: Any = REQUIRED  # what `transformers` takes when the key is absent; None: ours is derived
     older: tuple[str, ...] = ()  # former spellings
 
 
@@ -139,6 +146,11 @@ def value(hf: Hf, name: str, kind: type, default: Any = REQUIRED, older: tuple[s
             raise InputError(f"{name} is missing")
         return default
     return number(name, found, kind) if kind in (int, float) else instance(name, found, kind)
+
+
+def nullable(hf: Hf, name: str, kind: type, absent: Any = None) -> Any:
+    """The value of a key whose null says "off", which is not what its absence says."""
+    return value(hf, name, kind, None) if name in hf else absent
 
 
 def number(name: str, found: Any, kind: type) -> int | float:
