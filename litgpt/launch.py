@@ -1,0 +1,320 @@
+"""Devices, precision, strategy and loggers: from what a user asks for to a launched Fabric on every rank.
+
+The one room that imports lightning, and only inside functions: it takes seconds, so wrong options are refused first.
+Several devices of one host are processes of ours around Fabric: that works from scripts, notebooks and tests alike, and
+rank 0 can say why another rank died.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import multiprocessing
+import os
+import random
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+
+from litgpt.args import LogArgs
+from litgpt.errors import InputError, MachineError, UserError, extra_missing, near_miss
+from litgpt.estimate import available_memory
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+    from lightning.fabric.loggers import Logger
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+PATIENCE = 15.0  # seconds rank 0 may still need, once another rank has died, before it is ended from outside
+PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
+LOGGERS = {"csv": None, "tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow", "litlogger": "litlogger"}
+
+
+# What there is to run on ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The devices of a run: `devices` of one kind on each of `num_nodes` hosts."""
+
+    accelerator: str  # "cpu", "cuda" or "mps"
+    devices: int
+    num_nodes: int = 1
+
+    @property
+    def world_size(self) -> int:
+        return self.devices * self.num_nodes
+
+    def free_memory(self) -> int:
+        """Bytes that one rank may use now."""
+        if self.accelerator == "cuda":
+            return torch.cuda.mem_get_info()[0]
+        return available_memory() // self.devices
+
+    def __str__(self) -> str:
+        nodes = f" on each of {self.num_nodes} nodes" if self.num_nodes > 1 else ""
+        return f"{self.devices} x {self.accelerator}{nodes}"
+
+
+def machine(devices: int | str = "auto", num_nodes: int = 1) -> Machine:
+    """The devices a user asked for, or InputError with both numbers when they are not there."""
+    if num_nodes < 1:
+        raise InputError(f"num_nodes is {num_nodes}; it must be at least 1")
+    kind, present = _present()
+    if devices == "auto":
+        return Machine(kind, present if kind == "cuda" else 1, num_nodes)
+    if not str(devices).isdigit() or not 1 <= int(devices) <= present:
+        raise InputError(f"devices is {devices}, but this host has {present} ({kind}); give 1 to {present}, or auto")
+    return Machine(kind, int(devices), num_nodes)
+
+
+def _present() -> tuple[str, int]:
+    if torch.cuda.is_available():
+        return "cuda", torch.cuda.device_count()
+    if torch.backends.mps.is_available():
+        return "mps", 1
+    return "cpu", os.cpu_count() or 1  # a process per core at most
+
+
+def training_precision(wanted: str | None, accelerator: str) -> str:
+    """`wanted`, or without one: exact on CPU, bf16 autocast on a GPU that knows it."""
+    if wanted is None:
+        return "bf16-mixed" if accelerator == "cuda" and torch.cuda.is_bf16_supported() else "32-true"
+    if wanted not in PRECISIONS:
+        raise InputError(f"precision {wanted} is not one of {', '.join(PRECISIONS)}{near_miss(wanted, PRECISIONS)}")
+    return wanted
+
+
+def parameter_dtype(precision: str) -> torch.dtype:
+    return torch.bfloat16 if precision == "bf16-true" else torch.float32
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes this process has held so far: on its GPU, or in all."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource  # not on Windows
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def seed_everything(seed: int) -> None:
+    """One seed for Python, NumPy and torch on every device."""
+    import numpy
+
+    random.seed(seed)
+    numpy.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+# Loggers -------------------------------------------------------------------------------------------------------------
+
+
+def require_logger(name: str) -> None:
+    """Refuse a logger that is not known, or whose package is missing, before anything is built."""
+    if name not in LOGGERS:
+        raise InputError(f"logger_name {name} is not one of {', '.join(LOGGERS)}{near_miss(name, LOGGERS)}")
+    package = LOGGERS[name]
+    if package and importlib.util.find_spec(package) is None:
+        raise extra_missing(f"logger_name {name}: {package}", "logging")
+
+
+def tracker(name: str, out_dir: Path, log: LogArgs) -> Logger | None:
+    """The experiment tracker beside `metrics.csv`, which every run has: None for csv."""
+    if name == "csv":
+        return None
+    from lightning.pytorch import loggers
+
+    folder = str(out_dir / "logs")
+    label = log.run or out_dir.name
+    try:
+        if name == "tensorboard":
+            made: Any = loggers.TensorBoardLogger(folder, name="tensorboard", version=label)
+        elif name == "wandb":
+            made = loggers.WandbLogger(label, folder, project=log.project or "litgpt", group=log.group)
+        elif name == "mlflow":
+            made = loggers.MLFlowLogger(log.project or "litgpt", label, save_dir=f"{folder}/mlflow")
+        else:
+            made = loggers.LitLogger(name=label, root_dir=folder, teamspace=log.teamspace, metadata=log.metadata)
+        made.experiment  # noqa: B018  (opened now, so that a logger that cannot work says so at the start)
+    except Exception as error:  # whatever the tracker's own package raises
+        raise InputError(f"logger_name {name} cannot start: {error}; mend that, or use logger_name csv") from error
+    return made
+
+
+# Ranks ---------------------------------------------------------------------------------------------------------------
+
+
+def launch(on: Machine, precision: str, story: Callable[[Fabric, Job], Result], job: Job) -> Result:
+    """Run `story(fabric, job)` on every rank; returns what rank 0 returns.
+
+    `story` is a module-level function and `job` can be pickled, since other ranks are started afresh. A user error of
+    any rank is raised here, once; a rank that dies is a MachineError.
+    """
+    if on.devices == 1 or on.num_nodes > 1 or "LOCAL_RANK" in os.environ:  # one process, or started by a cluster
+        return _fabric(on, precision).launch(story, job)  # type: ignore[arg-type]
+    port = _free_port()
+    with _other_ranks(on, port, (precision, story, job)) as ranks:
+        _share_cores(on)
+        try:
+            return _fabric(on, precision, rank=0, port=port).launch(story, job)  # type: ignore[arg-type]
+        except RuntimeError as error:
+            if isinstance(error, UserError) or not _is_lost_peer(error):
+                raise
+            raise ranks.verdict() from error
+
+
+def _fabric(on: Machine, precision: str, rank: int = 0, port: int | None = None) -> Fabric:
+    from lightning.fabric import Fabric
+    from lightning.fabric.strategies import DDPStrategy
+
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    strategy: Any = "auto"
+    if on.world_size > 1:
+        environment = None if port is None else _environment(rank, port)
+        strategy = DDPStrategy(cluster_environment=environment, gradient_as_bucket_view=True)
+    return Fabric(
+        accelerator=on.accelerator,
+        devices=on.devices,
+        num_nodes=on.num_nodes,
+        precision=precision,  # type: ignore[arg-type]
+        strategy=strategy,
+    )
+
+
+def _environment(rank: int, port: int) -> Any:
+    from lightning.fabric.plugins.environments import LightningEnvironment
+
+    class OneHost(LightningEnvironment):
+        """Ranks that we started: told by arguments, not by variables that a later run would inherit."""
+
+        creates_processes_externally = True
+        main_address = "127.0.0.1"
+        main_port = port
+
+        def local_rank(self) -> int:
+            return rank
+
+        def node_rank(self) -> int:
+            return 0
+
+    return OneHost()
+
+
+class _Ranks:
+    """The processes of ranks 1 and up, and what they have to say when they fail."""
+
+    def __init__(self, processes: list[BaseProcess], voices: list[Connection]) -> None:
+        self.processes, self.voices = processes, voices
+
+    def verdict(self) -> UserError:
+        """Why the run broke, as far as the other ranks know."""
+        wait([p.sentinel for p in self.processes], timeout=5)
+        for voice in self.voices:
+            if voice.poll():
+                return voice.recv()
+        for rank, process in enumerate(self.processes, start=1):
+            process.join(timeout=0.5)
+            if process.exitcode:
+                return MachineError(f"rank {rank} {_ending(process.exitcode)}; continue with --resume auto")
+        return MachineError("the connection between the ranks broke; continue with --resume auto")
+
+    def watch(self, done: threading.Event) -> None:
+        """End this process when a rank has died and rank 0 still waits for it inside a library after PATIENCE."""
+        while not done.is_set():
+            wait([p.sentinel for p in self.processes if p.exitcode is None] or [], timeout=1)
+            if any(p.exitcode for p in self.processes) and not done.wait(PATIENCE):
+                error = self.verdict()
+                print(f"error: {error}", file=sys.stderr, flush=True)
+                self.end()
+                os._exit(error.exit_status)
+            if all(p.exitcode is not None for p in self.processes):
+                return
+
+    def end(self) -> None:
+        for process in self.processes:
+            if process.exitcode is None:
+                process.kill()
+
+
+@contextmanager
+def _other_ranks(on: Machine, port: int, work: tuple[Any, ...]) -> Iterator[_Ranks]:
+    context = multiprocessing.get_context("spawn")
+    pipes = [context.Pipe(duplex=False) for _ in range(1, on.devices)]
+    processes: list[BaseProcess] = [
+        context.Process(target=_rank, args=(rank, on, port, pipe[1], *work), name=f"rank {rank}")
+        for rank, pipe in enumerate(pipes, start=1)
+    ]
+    ranks = _Ranks(processes, [pipe[0] for pipe in pipes])
+    done = threading.Event()
+    try:
+        for process in processes:
+            process.start()
+        threading.Thread(target=ranks.watch, args=(done,), daemon=True).start()
+        yield ranks
+        for process in processes:
+            process.join(timeout=PATIENCE)
+    finally:
+        done.set()
+        ranks.end()
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+def _rank(
+    rank: int, on: Machine, port: int, voice: Connection, precision: str, story: Callable[..., Any], job: Any
+) -> None:
+    """The life of a rank other than 0."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of a terminal; rank 0 acts on it
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    _share_cores(on)
+    try:
+        _fabric(on, precision, rank, port).launch(story, job)
+    except UserError as error:
+        voice.send(error)
+        sys.exit(error.exit_status)
+    except RuntimeError as error:
+        if not _is_lost_peer(error):
+            raise
+        sys.exit(MachineError.exit_status)  # rank 0 says why
+
+
+def _leave_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(MachineError.exit_status)
+
+
+def _share_cores(on: Machine) -> None:
+    if on.accelerator == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // on.devices))
+
+
+def _is_lost_peer(error: RuntimeError) -> bool:
+    """Whether a collective failed because another rank is gone; gloo says so in words only."""
+    said = str(error).lower()
+    return isinstance(error, torch.distributed.DistError) or "gloo" in said or "connection" in said
+
+
+def _ending(exitcode: int) -> str:
+    return f"was killed by signal {-exitcode}" if exitcode < 0 else f"ended with status {exitcode} (see above)"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,229 @@
+"""What people see of a run: the plan, a progress line, the table of metrics, the picture of the losses, closing words.
+
+Knows no torch and no model: it gets numbers and paths.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import shutil
+import sys
+import time
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from litgpt.errors import MachineError
+
+COLUMNS = ("step", "tokens", "loss", "val_loss", "lr", "grad_norm", "tokens_per_second", "seconds")
+RATE_WINDOW = 20.0  # seconds over which the progress line averages the speed
+QUIET_EVERY = 5.0  # seconds between two lines where no terminal shows a moving one
+
+
+# Words for numbers ---------------------------------------------------------------------------------------------------
+
+
+def duration(seconds: float) -> str:
+    """65.3 -> '1:05', 3725 -> '1:02:05'."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def quantity(number: float) -> str:
+    """14067712 -> '14.1 M'; exact below ten thousand."""
+    if number < 10_000:
+        return f"{number:.0f}"
+    for unit in ("k", "M", "B"):
+        number /= 1000
+        if number < 1000:
+            return f"{number:.1f} {unit}"
+    return f"{number / 1000:.1f} T"
+
+
+def size(n_bytes: float) -> str:
+    """Bytes in the largest unit that leaves a digit before the point: '412 MB', '1.2 GB'."""
+    for unit in ("B", "kB", "MB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:.0f} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.1f} GB"
+
+
+def table(rows: Mapping[str, str]) -> str:
+    """Two columns, a row per entry, indented as the plan is printed."""
+    width = max(map(len, rows), default=0)
+    return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows.items())
+
+
+# While it runs -------------------------------------------------------------------------------------------------------
+
+
+class Progress:
+    """One moving line on a terminal, a plain line every few seconds elsewhere; nothing where `shown` is False.
+
+    `total` is the last step; 0 where only a time limit ends the run.
+    """
+
+    def __init__(self, total: int, stream: TextIO | None = None, *, shown: bool = True) -> None:
+        self.total, self.stream, self.shown = total, stream or sys.stdout, shown
+        self.moving = self.stream.isatty()
+        self._marks: deque[tuple[float, int, int]] = deque()  # (time, step, tokens)
+        self._said = 0.0
+        self._line = ""
+
+    def start(self, step: int, tokens: int) -> None:
+        self._marks.append((time.monotonic(), step, tokens))
+
+    def update(self, step: int, tokens: int, loss: float) -> None:
+        """Show that `step` steps and `tokens` tokens are done."""
+        now = time.monotonic()
+        self._marks.append((now, step, tokens))
+        while len(self._marks) > 2 and now - self._marks[1][0] > RATE_WINDOW:
+            self._marks.popleft()
+        self._line = self._words(step, loss)
+        if self.moving:
+            self._show(now, every=0.1)
+        elif step == self.total or now - self._said >= QUIET_EVERY:
+            self._said = now
+            self._print(self._line)
+
+    def note(self, line: str) -> None:
+        """A line that stays, above the moving one."""
+        self._print(("\r\033[K" if self.moving and self._line else "") + line)
+        if self.moving and self._line:
+            self._show(time.monotonic(), every=0)
+
+    def close(self) -> None:
+        """Leave the last state of the moving line standing."""
+        if self.moving and self._line:
+            self._show(time.monotonic(), every=0)
+            self._print("")
+        self._line = ""
+
+    @property
+    def tokens_per_second(self) -> float:
+        (then, _, before), (now, _, after) = self._marks[0], self._marks[-1]
+        return (after - before) / (now - then) if now > then else 0.0
+
+    def _words(self, step: int, loss: float) -> str:
+        words = f"loss {loss:.3f}  {self.tokens_per_second:,.0f} tok/s"
+        if not self.total:
+            return f"step {step}  {words}"
+        bar = f"{_bar(step / self.total)}  " if self.moving else ""
+        return f"step {step}/{self.total}  {bar}{step / self.total:4.0%}  {words}  ETA {self._eta(step)}"
+
+    def _eta(self, step: int) -> str:
+        (then, before, _), (now, after, _) = self._marks[0], self._marks[-1]
+        return duration((now - then) / max(after - before, 1) * (self.total - step))
+
+    def _show(self, now: float, every: float) -> None:
+        if now - self._said >= every:
+            self._said = now
+            columns = shutil.get_terminal_size().columns
+            self._print(f"\r\033[K{self._line[: columns - 1]}", end="")
+
+    def _print(self, line: str, end: str = "\n") -> None:
+        if self.shown:
+            print(line, end=end, file=self.stream, flush=True)
+
+
+def _bar(share: float, width: int = 24) -> str:
+    full = round(min(share, 1.0) * width)
+    return "━" * full + "─" * (width - full)
+
+
+class Metrics:
+    """`metrics.csv`: a row per logged step, whole rows only, in the order of the steps.
+
+    Opening it for a run that goes on from `step` cuts off what a killed run wrote beyond that step.
+    """
+
+    def __init__(self, path: Path, step: int = 0) -> None:
+        self.path = path
+        kept = [row for row in read_metrics(path) if int(row["step"]) <= step] if step else []
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _replace(path, _csv([dict(zip(COLUMNS, COLUMNS, strict=True)), *kept]))
+            self._file = open(path, "ab", buffering=0)  # noqa: SIM115  (open as long as the run)
+        except OSError as error:
+            raise _lost(path, error) from error
+
+    def add(self, row: Mapping[str, float | int | None]) -> None:
+        """Append one row in a single write; a column that is not given stays empty."""
+        try:
+            self._file.write(_csv([row]))
+        except OSError as error:
+            raise _lost(self.path, error) from error
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, str]]:
+    """The rows of a metrics file; a last row without its line end, torn by a kill, is left out."""
+    if not path.is_file():
+        return []
+    whole, _, _ = path.read_text().rpartition("\n")
+    return [row for row in csv.DictReader(io.StringIO(whole)) if row["seconds"] is not None]
+
+
+def _csv(rows: Iterable[Mapping[str, Any]]) -> bytes:
+    lines = (",".join("" if row.get(name) is None else str(row[name]) for name in COLUMNS) for row in rows)
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+def _replace(path: Path, content: bytes) -> None:
+    beside = path.with_name(path.name + ".new")
+    beside.write_bytes(content)
+    os.replace(beside, path)
+
+
+def _lost(path: Path, error: OSError) -> MachineError:
+    return MachineError(f"{path} cannot be written: {error.strerror}; free or mend the disk, then --resume auto")
+
+
+# Afterwards ----------------------------------------------------------------------------------------------------------
+
+
+def picture(metrics: Path, target: Path, *, baseline: float | None = None) -> str:
+    """Draw the losses of `metrics` into `target`; returns the line to print, also where there is nothing to draw with.
+
+    `baseline` is a loss to compare with (the unigram model's), drawn as a dashed line.
+    """
+    try:
+        from matplotlib.figure import Figure  # the class itself: pyplot would keep state and look for a display
+    except ImportError:
+        return "no picture of the losses: matplotlib is not installed (pip install 'litgpt[plot]')"
+    rows = read_metrics(metrics)
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(*_points(rows, "loss"), color="#9bbcd8", linewidth=1, label="training")
+    axes.plot(*_points(rows, "val_loss"), color="#d1495b", marker="o", markersize=3.5, label="validation")
+    if baseline is not None:
+        axes.axhline(baseline, color="#777777", linestyle="--", linewidth=1, label="unigram model")
+    axes.set(xlabel="step", ylabel="loss (nats per token)")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(target, dpi=150)
+    return f"picture of the losses: {target}"
+
+
+def _points(rows: Sequence[Mapping[str, str]], column: str) -> tuple[list[int], list[float]]:
+    present = [row for row in rows if row[column]]
+    return [int(row["step"]) for row in present], [float(row[column]) for row in present]
+
+
+def next_commands(checkpoint_dir: Path) -> str:
+    """What to type with the model that was just made."""
+    return "\n".join(
+        (
+            "next:",
+            f"  litgpt generate {checkpoint_dir} --prompt 'Once upon a time'",
+            f"  litgpt chat {checkpoint_dir}",
+        )
+    )

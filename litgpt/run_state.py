@@ -1,0 +1,240 @@
+"""What a run is between two steps, and whose directory it may use: a run that was killed goes on as if it had not been.
+
+out_dir/
+  step-00000100/                   a checkpoint like any other
+    training_state/                optimizer and every random generator as tensors, the rest in run_state.json
+  final/                           the finished model
+  logs/metrics.csv, loss.png, hyperparameters.yaml
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from litgpt import checkpoint, storage
+from litgpt.errors import InputError, MissingError
+
+FINAL, LOGS = "final", "logs"
+STEP = re.compile(r"step-\d{8,}")
+
+
+@dataclass
+class Counters:
+    """How far a run has come. `seconds` is the time spent training, over all its resumes."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    skipped: int = 0
+
+
+@dataclass
+class RunState:
+    """All that decides how a run goes on, beside weights and optimizer."""
+
+    at: Counters = field(default_factory=Counters)
+    data: dict[str, Any] = field(default_factory=dict)  # where the next batch begins
+    pending: dict[str, Any] | None = None  # the last step's numbers, while validation and log still wait for them
+    facts: dict[str, Any] = field(default_factory=dict)  # what the run must be resumed with
+    complete: bool = False
+
+
+def read_state(directory: Path) -> RunState:
+    """The state in a checkpoint; InputError when a newer release wrote it or a key is missing."""
+    content = checkpoint.read_run_state(directory)
+    try:
+        values = {name: content[name] for name in RunState.__dataclass_fields__}
+        return RunState(**{**values, "at": Counters(**content["at"])})
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{directory} holds no run's state: {error} is missing; resume from another one") from None
+
+
+def write_mark(directory: Path, state: RunState) -> None:
+    """Say in a finished model's directory that its run is complete."""
+    place = directory / checkpoint.TRAINING_STATE
+    place.mkdir(exist_ok=True)
+    with storage.atomic_file(place / checkpoint.RUN_STATE) as file:
+        storage.write_json(file, {"format_version": storage.FORMAT_VERSION, **asdict(state)})
+
+
+# Random generators and the optimizer as tensors ----------------------------------------------------------------------
+
+
+def capture_rng() -> dict[str, Tensor]:
+    """The state of every generator of this process: Python's, NumPy's, torch's, the current GPU's."""
+    _, words, gauss = random.getstate()
+    numpys = numpy.random.get_state(legacy=False)
+    states = {
+        "python": torch.tensor(words),
+        "python_gauss": torch.tensor([] if gauss is None else [gauss], dtype=torch.float64),
+        "numpy": torch.tensor([*numpys["state"]["key"].tolist(), numpys["state"]["pos"], numpys["has_gauss"]]),
+        "numpy_gauss": torch.tensor([numpys["gauss"]], dtype=torch.float64),
+        "torch": torch.get_rng_state(),
+    }
+    return {**states, "cuda": torch.cuda.get_rng_state()} if torch.cuda.is_initialized() else states
+
+
+def restore_rng(states: Mapping[str, Tensor]) -> None:
+    """Set every generator to what `capture_rng` saw."""
+    random.setstate((3, tuple(states["python"].tolist()), next(iter(states["python_gauss"].tolist()), None)))
+    *keys, position, has_gauss = states["numpy"].tolist()
+    cached = states["numpy_gauss"].item()
+    numpy.random.set_state(("MT19937", numpy.array(keys, dtype=numpy.uint32), position, has_gauss, cached))
+    torch.set_rng_state(states["torch"])
+    if "cuda" in states and torch.cuda.is_initialized():
+        torch.cuda.set_rng_state(states["cuda"])
+
+
+def optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state under the names of the parameters it belongs to; numbers as 0-dim tensors."""
+    return {
+        f"{name}.{key}": value if isinstance(value, Tensor) else torch.tensor(value)
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
+        if value is not None
+    }
+
+
+def load_optimizer(model: nn.Module, optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Give the optimizer the state that `optimizer_tensors` named, on the device of each parameter."""
+    parameters = dict(model.named_parameters())
+    for full_name, value in tensors.items():
+        name, _, key = full_name.rpartition(".")
+        # the step count stays where the optimizer keeps it: on the device only for the fused ones
+        fused = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
+        device = parameters[name].device if value.dim() or fused else torch.device("cpu")
+        optimizer.state[parameters[name]][key] = value.to(device)
+
+
+# Is it the same run? -------------------------------------------------------------------------------------------------
+
+
+def flat(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings as dotted keys with plain values: {"train": {"epochs": 1}} -> {"train.epochs": 1}."""
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}.{key}" if prefix else key
+        if isinstance(value, Mapping) and value:
+            result |= flat(name, value)
+        else:
+            result[name] = value if isinstance(value, bool | int | float | None) else str(value)
+    return result
+
+
+def require_same(saved: Mapping[str, Any], now: Mapping[str, Any], allowed: Iterable[str], where: Path) -> None:
+    """Refuse to resume with other settings than the run began with, but for the `allowed` keys (or their prefixes)."""
+    allowed = tuple(allowed)
+    changed = [
+        key
+        for key in sorted({*saved, *now})
+        if saved.get(key) != now.get(key) and not any(key == a or key.startswith(f"{a}.") for a in allowed)
+    ]
+    if changed:
+        listed = ", ".join(f"{key} {saved.get(key)} -> {now.get(key)}" for key in changed[:8])
+        more = f" and {len(changed) - 8} more" if len(changed) > 8 else ""
+        raise InputError(
+            f"{where} was trained with other settings: {listed}{more}; give the old values, or allow what may change: "
+            f"--allow_change '[{', '.join(changed[:8])}]'"
+        )
+
+
+# Whose directory is it? ----------------------------------------------------------------------------------------------
+
+
+def resume_from(out_dir: Path, resume: bool | str | Path) -> Path | None:
+    """The checkpoint that `--resume` means: None for a fresh start."""
+    if resume is False:
+        return None
+    if resume is True or resume == "auto":
+        newest = checkpoint.latest(out_dir)
+        if newest is None and resume is True:
+            raise MissingError(
+                f"out_dir {out_dir} holds no checkpoint to resume from; give another out_dir, or --resume auto to "
+                "start a new run when there is none"
+            )
+        return newest
+    return _checkpoint_at(Path(resume))
+
+
+def _checkpoint_at(path: Path) -> Path:
+    for place in (path, *path.parents[:2]):  # a file inside, or inside its training_state, means the directory
+        if _has_state(place):
+            return place
+    newest = checkpoint.latest(path) if path.is_dir() else None
+    if newest is None:
+        raise MissingError(
+            f"--resume {path}: no run can go on from there; give a step-* directory, a file inside it, or an out_dir"
+        )
+    return newest
+
+
+def _has_state(directory: Path) -> bool:
+    return (directory / checkpoint.TRAINING_STATE / checkpoint.RUN_STATE).is_file()
+
+
+def finished(out_dir: Path, resume: bool | str | Path = True) -> RunState | None:
+    """The last state of the run that ended in `out_dir`, or in the `final/` that `resume` names, if one did."""
+    named = Path(resume) if isinstance(resume, str | Path) and resume != "auto" else out_dir / FINAL
+    state = read_state(named) if _has_state(named) else None
+    return state if state is not None and state.complete else None
+
+
+def require_resumable(state: RunState, directory: Path) -> None:
+    """Refuse a finished model: it is kept without the optimizer's state."""
+    if state.complete:
+        raise InputError(
+            f"{directory} holds a finished run and no step-* directory to go on from; train its weights further with "
+            "--initial_checkpoint_dir and a new out_dir"
+        )
+
+
+def require_out_dir(out_dir: Path, *, resume: bool, overwrite: bool) -> None:
+    """Refuse a directory that cannot be written, or that another run has used."""
+    if not overwrite and not resume and (old := _leavings(out_dir)):
+        raise InputError(
+            f"out_dir {out_dir} holds another run ({old[0].name}); continue it with --resume auto, replace it with "
+            "--overwrite true, or choose another out_dir"
+        )
+    existing = next(place for place in (out_dir, *out_dir.absolute().parents) if _exists(place))
+    if not existing.is_dir():
+        raise InputError(f"out_dir {out_dir} cannot be made: {existing} is a file; choose another out_dir")
+    storage.require_writable(existing)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:
+        raise InputError(f"out_dir {path} cannot be used: {error.strerror}; choose another out_dir") from error
+
+
+def clear(out_dir: Path) -> None:
+    """Remove what another run left in `out_dir`, and nothing else that lies there."""
+    for path in _leavings(out_dir):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _leavings(out_dir: Path) -> list[Path]:
+    if not out_dir.is_dir():
+        return []
+    ours = (FINAL, LOGS, "loss.png", "hyperparameters.yaml")
+    return [path for path in sorted(out_dir.iterdir()) if path.name in ours or STEP.fullmatch(path.name)]
+
+
+def prune(out_dir: Path, keep: int) -> None:
+    """Remove the oldest step checkpoints, so that `keep` remain."""
+    steps = sorted(path for path in out_dir.iterdir() if path.is_dir() and STEP.fullmatch(path.name))
+    for path in steps[:-keep]:
+        gone = path.rename(path.with_name(f".{path.name}.old.gone"))
+        shutil.rmtree(gone)

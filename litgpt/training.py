@@ -1,0 +1,392 @@
+"""The training loop: step, accumulate, clip, schedule, validate, log, save, stop. Every training command runs this one.
+
+    every step        micro-batches -> one loss over all counted tokens -> gradients -> clip -> learning rate -> update
+    after it          validate? -> a row of metrics -> checkpoint?
+    at the end        final/, then the last validation: nothing that may fail stands before the weights are safe
+
+It knows optimizer steps, not methods or commands: what to save is a function it is given.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from litgpt import checkpoint, run_state
+from litgpt.args import EvalArgs, TrainArgs, due
+from litgpt.data.base import IGNORE, Batch, Loader, StatefulLoader
+from litgpt.errors import DivergedError
+from litgpt.report import Metrics, Progress
+from litgpt.run_state import FINAL, RunState
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+    from lightning.fabric.loggers import Logger
+
+# Writes a checkpoint directory, on every rank; the second argument puts more into it, before it is sealed.
+WriteWeights = Callable[[Path, Callable[[Path], None] | None], None]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long a run is, in optimizer steps, and its learning rate. `steps` 0: only time ends the run."""
+
+    steps: int
+    warmup: int
+    floor: float
+
+    def rate(self, step: int, peak: float) -> float:
+        """Learning rate of the step counted from 0: a straight climb to `peak`, then a cosine down to the floor."""
+        if step < self.warmup:
+            return peak * (step + 1) / self.warmup
+        if not self.steps:
+            return peak
+        done = (step - self.warmup) / max(self.steps - self.warmup, 1)
+        floor = min(self.floor, peak)
+        return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+
+
+@dataclass
+class Run:
+    """Everything the loop works on. `model` is as Fabric wraps it."""
+
+    fabric: Fabric
+    model: Any
+    optimizer: Optimizer
+    train_loader: StatefulLoader
+    val_loader: Loader
+    train: TrainArgs
+    eval: EvalArgs
+    schedule: Schedule
+    out_dir: Path
+    write_weights: WriteWeights
+    state: RunState
+    progress: Progress
+    metrics: Metrics | None = None  # on rank 0
+    tracker: Logger | None = None
+    rngs: dict[str, Tensor] = field(default_factory=dict)  # of this rank, when the last step had ended
+    began: float = field(default_factory=time.monotonic)  # when this run would have begun, had it never been resumed
+    logged: tuple[int, float] = (0, 0.0)  # tokens and seconds of the last row of metrics
+    saved_step: int = -1
+    val_loss: float | None = None
+
+    @property
+    def bare(self) -> nn.Module:
+        """The model itself, whose parameters have the names that checkpoints use."""
+        return self.model.module
+
+    @property
+    def is_over(self) -> bool:
+        return bool(self.schedule.steps) and self.state.at.step >= self.schedule.steps
+
+    def mark(self) -> None:
+        """Remember what a checkpoint of this moment between two steps holds."""
+        self.state.data = self.train_loader.state_dict()
+        self.rngs = run_state.capture_rng()
+
+
+def fit(run: Run) -> None:
+    """Train until the last step or the time limit, from wherever `run.state` stands, and leave `final/` behind.
+
+    Raises DivergedError when losses or gradients stop being finite, and SystemExit(128 + n) after signal n, once a
+    checkpoint is written from which the run continues exactly.
+    """
+    run.began = time.monotonic() - run.state.at.seconds
+    run.logged = run.state.at.tokens, run.state.at.seconds
+    run.progress.start(run.state.at.step, run.state.at.tokens)
+    run.model.train()
+    with _stop_signals() as stop:
+        try:
+            _train(run, stop)
+        except _Stopped:
+            _save_step(run)
+            run.progress.close()
+            raise SystemExit(128 + stop.number) from None
+    run.progress.close()
+
+
+def _train(run: Run, stop: Stop) -> None:
+    batches = iter(run.train_loader)
+    run.mark()
+    if run.state.pending and not run.is_over:
+        _settle(run, stop)
+    elif run.eval.initial_validation and run.state.at.step == 0:
+        _log(run, {"step": 0, "tokens": 0, "val_loss": validate(run, stop), "seconds": 0.0})
+    ended = run.is_over
+    while not ended:
+        _advance(run, train_step(run, batches, stop))
+        ended = run.is_over or bool(_agree(run, _time_is_up(run)))
+        _heed(run, stop)
+        if not ended:
+            _settle(run, stop)
+    _finish(run, stop)
+
+
+# One step ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one optimizer step came to."""
+
+    loss: float
+    grad_norm: float
+    rate: float
+    tokens: int
+
+    @property
+    def is_finite(self) -> bool:
+        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
+
+
+def train_step(run: Run, batches: Iterator[Batch], stop: Stop) -> Step:
+    """One optimizer step on one global batch; leaves the weights alone when loss or gradients are not finite.
+
+    The gradient is that of (sum of the losses of all counted tokens) / (their number), over micro-batches and ranks.
+    """
+    world = run.fabric.world_size
+    micro_batches = [next(batches) for _ in range(run.train.accumulation(world))]
+    counted = int(_all_ranks(run, sum(int((batch["labels"] != IGNORE).sum()) for batch in micro_batches)))
+    loss = torch.zeros((), device=run.fabric.device)
+    for i, batch in enumerate(micro_batches):
+        if world == 1:  # several ranks agree once a step, after it
+            _heed(run, stop)
+        with run.fabric.no_backward_sync(run.model, enabled=i + 1 < len(micro_batches)):
+            total = _loss(run, batch)
+            run.fabric.backward(total * (world / max(counted, 1)))  # DDP averages over ranks: scaled back to a sum
+        loss += total.detach()
+    rate = run.schedule.rate(run.state.at.step, run.optimizer.defaults["lr"])
+    return _update(run, loss / max(counted, 1), rate, counted)
+
+
+def _update(run: Run, loss: Tensor, rate: float, counted: int) -> Step:
+    gradients = [p.grad for p in run.bare.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if run.fabric.world_size > 1:
+        loss = cast(Tensor, run.fabric.all_reduce(loss, reduce_op="sum"))
+    values = torch.stack([loss, norm.to(loss)]).tolist()  # the one wait for the device in a step
+    step = Step(loss=values[0], grad_norm=values[1], rate=rate, tokens=counted)
+    if step.is_finite:
+        if run.train.max_norm:
+            torch.nn.utils.clip_grads_with_norm_(run.bare.parameters(), run.train.max_norm, norm)
+        for group in run.optimizer.param_groups:
+            group["lr"] = rate * group.get("lr_scale", 1.0)
+        run.optimizer.step()
+    run.optimizer.zero_grad(set_to_none=True)
+    return step
+
+
+def _loss(run: Run, batch: Batch) -> Tensor:
+    """Sum of the losses of a micro-batch's counted tokens, 0-dim."""
+    on_device = {name: tensor.to(run.fabric.device, non_blocking=True) for name, tensor in batch.items()}  # type: ignore
+    return run.model(
+        on_device["ids"],
+        on_device.get("positions"),
+        doc_ids=on_device.get("doc_ids"),
+        targets=on_device["labels"],
+    ).total
+
+
+def _advance(run: Run, step: Step) -> None:
+    """Count the step in; from here on it is part of the state, logged or not."""
+    at = run.state.at
+    if not step.is_finite:
+        at.skipped += 1
+        if at.skipped > run.train.skip_nonfinite:
+            raise _diverged(run, step)
+        run.progress.note(f"step {at.step + 1} left out: loss {step.loss}, gradient norm {step.grad_norm}")
+    at.step += 1
+    at.tokens += step.tokens
+    at.seconds = time.monotonic() - run.began
+    run.state.pending = {
+        "step": at.step,
+        "tokens": at.tokens,
+        "loss": step.loss if step.is_finite else None,
+        "lr": step.rate,
+        "grad_norm": step.grad_norm if step.is_finite else None,
+        "seconds": round(at.seconds, 3),
+    }
+    run.mark()
+    run.progress.update(at.step, at.tokens, step.loss)
+
+
+def _diverged(run: Run, step: Step) -> DivergedError:
+    where = ", ".join(f"{name} {value}" for name, value in run.state.data.items())
+    seen = f" ({run.state.at.skipped} such steps)" if run.state.at.skipped > 1 else ""
+    return DivergedError(
+        f"step {run.state.at.step + 1}: loss {step.loss}, gradient norm {step.grad_norm}, at learning rate "
+        f"{step.rate:g}, in the batch at {where or 'the start of the data'}{seen}; nothing of it was saved: lower the "
+        "learning rate, set train.max_norm, or give train.skip_nonfinite to leave such steps out"
+    )
+
+
+# After a step --------------------------------------------------------------------------------------------------------
+
+
+def _settle(run: Run, stop: Stop) -> None:
+    """What the last step still asks for: validation, a row of metrics, a checkpoint."""
+    row, step = run.state.pending or {}, run.state.at.step
+    if due(run.eval.interval, step):
+        row["val_loss"] = validate(run, stop)
+    if due(run.train.log_interval, step) or "val_loss" in row:
+        _log(run, row)
+    run.state.pending = None
+    if due(run.train.save_interval, step):
+        _save_step(run)
+        if run.train.keep_last and run.fabric.is_global_zero:
+            run_state.prune(run.out_dir, run.train.keep_last)
+
+
+def _finish(run: Run, stop: Stop) -> None:
+    """The last step: weights first, then validation, then the mark that says the run is complete."""
+    _require_sound(run)
+    row = run.state.pending or {"step": run.state.at.step}
+    run.state.pending = row
+    if due(run.train.save_interval, run.state.at.step):
+        _save_step(run)
+    run.write_weights(run.out_dir / FINAL, None)
+    if run.eval.final_validation or due(run.eval.interval, run.state.at.step):
+        row["val_loss"] = validate(run, stop)
+    if "loss" in row and (run.train.log_interval or "val_loss" in row):
+        _log(run, row)
+    run.state.pending, run.state.complete = None, True
+    if run.fabric.is_global_zero:
+        run_state.write_mark(run.out_dir / FINAL, run.state)
+
+
+def validate(run: Run, stop: Stop) -> float | None:
+    """Mean loss per counted token over at most `eval.max_iters` batches of each rank; None without validation data."""
+    total = torch.zeros(2, dtype=torch.float64)
+    run.model.eval()
+    with torch.no_grad():
+        for i, batch in enumerate(run.val_loader):
+            if run.eval.max_iters is not None and i >= run.eval.max_iters:
+                break
+            _heed(run, stop)
+            total += torch.tensor([_loss(run, batch).item(), int((batch["labels"] != IGNORE).sum())])
+    run.model.train()
+    loss, counted = (float(_all_ranks(run, value)) for value in total.tolist())
+    run.val_loss = loss / counted if counted else None
+    return run.val_loss
+
+
+def _log(run: Run, row: dict[str, Any]) -> None:
+    """A row of metrics; its speed is that of the wall clock since the row before."""
+    tokens, seconds = row["tokens"] - run.logged[0], row["seconds"] - run.logged[1]
+    row["tokens_per_second"] = round(tokens / seconds, 1) if seconds > 0 else None
+    run.logged = row["tokens"], row["seconds"]
+    if run.metrics is not None:
+        run.metrics.add(row)
+    if run.tracker is not None and run.fabric.is_global_zero:
+        numbers = {name: value for name, value in row.items() if value is not None and name != "step"}
+        run.tracker.log_metrics(numbers, step=row["step"])
+    if row.get("val_loss") is not None:
+        run.progress.note(f"step {row['step']}  validation loss {row['val_loss']:.4f}")
+
+
+def _save_step(run: Run) -> None:
+    """Write `step-N/`, from which the run continues exactly; a step that is there already is left alone."""
+    step = run.state.at.step
+    if run.saved_step == step:
+        return
+    _require_sound(run)
+    run.state.at.seconds = time.monotonic() - run.began
+    tensors = {f"rng.{run.fabric.global_rank}.{name}": state for name, state in run.rngs.items()}
+    for name, tensor in run_state.optimizer_tensors(run.bare, run.optimizer).items():
+        tensors[f"optimizer.{name}"] = tensor
+    run.write_weights(
+        run.out_dir / f"step-{step:08d}",
+        lambda directory: checkpoint.save_training_state(directory, tensors, asdict(run.state)),
+    )
+    run.saved_step = step
+
+
+def restore(run: Run, directory: Path) -> None:
+    """Bring a run, whose model already has the weights of `directory`, to where that checkpoint was written."""
+    run.state = replace(run_state.read_state(directory), facts=run.state.facts)
+    run.train_loader.load_state_dict(run.state.data)
+    rng, tensors = f"rng.{run.fabric.global_rank}.", checkpoint.load_training_state(directory)
+    optimizer = {name.removeprefix("optimizer."): t for name, t in tensors.items() if name.startswith("optimizer.")}
+    run_state.load_optimizer(run.bare, run.optimizer, optimizer)
+    if mine := {name.removeprefix(rng): t for name, t in tensors.items() if name.startswith(rng)}:
+        run_state.restore_rng(mine)
+    run.saved_step = run.state.at.step
+
+
+def _require_sound(run: Run) -> None:
+    """Refuse to save weights that no longer give finite numbers: one look at every parameter."""
+    size = torch.nn.utils.get_total_norm([p.detach() for p in run.bare.parameters()])
+    if not math.isfinite(size.item()):
+        raise DivergedError(
+            f"after step {run.state.at.step} the weights are no longer usable (learning rate "
+            f"{run.optimizer.param_groups[0]['lr']:g}); they were not saved: lower the learning rate"
+        )
+
+
+# Ranks, time and signals ---------------------------------------------------------------------------------------------
+
+
+class _Stopped(Exception):
+    """A signal asked for the end; the state is that of the last whole step."""
+
+
+@dataclass
+class Stop:
+    """The signal that asked the run to end, 0 for none."""
+
+    number: int = 0
+
+    def ask(self, number: int, frame: FrameType | None) -> None:
+        if self.number and number == signal.SIGINT:
+            raise KeyboardInterrupt  # asked twice: at once
+        self.number = number
+
+
+@contextmanager
+def _stop_signals() -> Iterator[Stop]:
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():  # signals cannot be had elsewhere
+        yield stop
+        return
+    watched = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, stop.ask) for number in watched}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _heed(run: Run, stop: Stop) -> None:
+    """Stop here if any rank got a signal."""
+    stop.number = _agree(run, stop.number)
+    if stop.number:
+        raise _Stopped
+
+
+def _time_is_up(run: Run) -> bool:
+    return run.train.max_time is not None and run.state.at.seconds >= run.train.max_time
+
+
+def _agree(run: Run, value: int) -> int:
+    """The greatest of the ranks' values, so that all of them act alike."""
+    return int(_all_ranks(run, value, "max"))
+
+
+def _all_ranks(run: Run, value: float, how: Literal["sum", "max"] = "sum") -> float:
+    if run.fabric.world_size == 1:
+        return value
+    mine = torch.tensor(value, dtype=torch.float64, device=run.fabric.device)
+    return run.fabric.all_reduce(mine, reduce_op=how).item()  # type: ignore[union-attr]
