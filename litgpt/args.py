@@ -10,11 +10,12 @@ import dataclasses
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
-
-from typing_extensions import Self
+from typing import TYPE_CHECKING, Any
 
 from litgpt.errors import InputError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 WORTHWHILE_STEPS = 100  # a default batch shrinks until a small budget gives about so many optimizer steps
 

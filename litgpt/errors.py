@@ -1,7 +1,7 @@
 """The one class of errors that a user can act on, and its exit statuses.
 
-Raised anywhere, printed once as `error: what, where, what to do` by the command line; a program that calls us catches the
-built-in type that each one also is.
+Raised anywhere, printed once as `error: what, where, what to do` by the command line; a program that calls us catches
+the built-in type that each one also is. Other statuses: 0 done, 130 and 143 after SIGINT and SIGTERM.
 """
 
 from __future__ import annotations

@@ -1,0 +1,7 @@
+"""`python -m litgpt`."""
+
+import sys
+
+from litgpt.cli import main
+
+sys.exit(main())

@@ -1,0 +1,122 @@
+"""`litgpt ACTION ...`: looks the action up, imports that one function, calls it with what was typed, and turns errors
+into one line and an exit status. Knows no command.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from litgpt import __version__
+from litgpt.commands import COMMANDS, SECTIONS
+from litgpt.errors import InputError, MachineError, UserError, near_miss
+
+EXAMPLES = """\
+Examples:
+  litgpt train_tokenizer my_text/ --out_dir out/tokenizer
+  litgpt pretrain pythia-14m --tokenizer_dir out/tokenizer --data TextFiles --data.train_data_path my_text/
+  litgpt chat out/pretrain/final
+
+Every option of an action: litgpt ACTION --help
+"""
+
+FULL_OR_BROKEN = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG, errno.ENOMEM, errno.EMFILE}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit status; `litgpt.errors` says what the statuses mean."""
+    try:
+        _run(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return _farewell("interrupted", 130)
+    except BrokenPipeError:
+        _discard_output()
+        return 141
+    except Exception as e:
+        mended = _as_user_error(e)
+        if mended is None:
+            raise
+        if isinstance(e, OSError):
+            _discard_output()  # what could not be written cannot be flushed at exit either
+        return _farewell(f"error: {' '.join(str(mended).split())}", mended.exit_status)
+    return 0
+
+
+def _run(argv: Sequence[str]) -> None:
+    if not argv:
+        print(overview(), file=sys.stderr)
+        raise InputError("no action given; choose one of the above, for example: litgpt chat CHECKPOINT_DIR")
+    action, rest = argv[0], argv[1:]
+    if action in ("-h", "--help"):
+        print(overview())
+    elif action == "--version":
+        print(f"litgpt {__version__}")
+    else:
+        run_command(action, _function(action), rest)
+
+
+def run_command(action: str, function: Callable[..., Any], argv: Sequence[str]) -> None:
+    """Call `function` with the arguments that `argv` gives it, or show its help or the values it would use."""
+    from litgpt import parser, request, signature, usage
+
+    table = signature.read(function)
+    asked = request.read(table, argv)
+    for warning in asked.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    if asked.wants_help:
+        print(usage.page(action, table, parser.chosen_classes(table, asked)))
+    elif asked.wants_config:
+        print(parser.config_text(table, asked), end="")
+    else:
+        function(**parser.arguments(table, asked))
+
+
+def overview() -> str:
+    """The page of `litgpt --help`."""
+    lines = ["Usage: litgpt ACTION ... [--option VALUE ...]", "", "Pretrain, finetune and use language models."]
+    for section, actions in SECTIONS.items():
+        lines += ["", f"{section}:"]
+        for action, (target, words) in actions.items():
+            lines.append(f"  {action:<30}{words}{'' if target else ' (not in this version yet)'}")
+    return "\n".join([*lines, "", EXAMPLES.rstrip()])
+
+
+def _function(action: str) -> Callable[..., Any]:
+    if action not in COMMANDS:
+        raise InputError(f"'{action}' is no action{near_miss(action, COMMANDS)} (litgpt --help shows all)")
+    target, _ = COMMANDS[action]
+    if target is None:
+        raise InputError(f"'{action}' is not in this version yet; litgpt --help shows what is")
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _as_user_error(e: Exception) -> UserError | None:
+    """What the user can do about `e`; None when it is a mistake of ours, whose traceback must be seen."""
+    if isinstance(e, UserError):
+        return e
+    if isinstance(e, MemoryError) or "can't allocate memory" in str(e) or type(e).__name__ == "OutOfMemoryError":
+        return MachineError(
+            "out of memory; lower train.micro_batch_size or train.max_seq_length, or take a smaller model"
+        )
+    if isinstance(e, OSError) and e.errno in FULL_OR_BROKEN:
+        return MachineError(f"{e.filename or 'output'}: {e.strerror}; free some space or choose another place")
+    if isinstance(e, OSError) and isinstance(e.filename, (str, bytes, os.PathLike)):
+        return InputError(f"{os.fsdecode(e.filename)}: {e.strerror}; check the path and its permissions")
+    return None
+
+
+def _farewell(line: str, status: int) -> int:
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr)
+    return status
+
+
+def _discard_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,47 @@
+"""What `litgpt` can do: each action, the function that does it, and one line of help. Nothing else.
+
+An action without a function is known but comes in a later version.
+"""
+
+from __future__ import annotations
+
+Command = tuple[str | None, str]  # ("module:function", one line of help)
+
+SECTIONS: dict[str, dict[str, Command]] = {
+    "Get a model": {
+        "download": (None, "Download a checkpoint from the Hugging Face Hub, or list the models that are known"),
+    },
+    "Train": {
+        "train_tokenizer": ("litgpt.scripts.train_tokenizer:main", "Train a tokenizer on your own text"),
+        "pretrain": ("litgpt.pretrain:main", "Train a model on text, from scratch or from a checkpoint"),
+        "finetune": (None, "Finetune a model with LoRA (short for finetune_lora)"),
+        "finetune_lora": (None, "Finetune a model with LoRA or QLoRA"),
+        "finetune_full": (None, "Finetune all weights of a model"),
+        "finetune_adapter": (None, "Finetune a model with LLaMA-Adapter"),
+        "finetune_adapter_v2": (None, "Finetune a model with LLaMA-Adapter v2"),
+        "merge_lora": (None, "Merge LoRA weights into their base model"),
+        "preview_data": (None, "Show samples as a model would see them, with the trained tokens marked"),
+    },
+    "Use": {
+        "chat": ("litgpt.chat.base:main", "Talk to a model"),
+        "generate": ("litgpt.generate.base:main", "Generate text from a prompt"),
+        "generate_full": (None, "Generate with a fully finetuned model (as generate)"),
+        "generate_adapter": (None, "Generate with an adapter (as generate)"),
+        "generate_adapter_v2": (None, "Generate with an adapter v2 (as generate)"),
+        "generate_sequentially": (None, "Generate with the layers spread over several devices"),
+        "generate_speculatively": (None, "Generate with a small draft model that a large one checks"),
+        "generate_tp": (None, "Generate with every layer split over several devices"),
+        "serve": (None, "Serve a model over HTTP"),
+    },
+    "Check": {
+        "evaluate": (None, "Score a model on benchmark tasks"),
+        "validate": (None, "Check the files of a checkpoint"),
+    },
+    "Convert": {
+        "convert_to_litgpt": (None, "Write lit_model.pth beside Hugging Face weights, for earlier versions"),
+        "convert_from_litgpt": (None, "Write a lit_model.pth as Hugging Face weights"),
+        "convert_pretrained_checkpoint": (None, "Cut a training checkpoint down to the model"),
+    },
+}
+
+COMMANDS: dict[str, Command] = {action: command for actions in SECTIONS.values() for action, command in actions.items()}
