@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from litgpt.data import tokens as tokens_module
 from litgpt.data.text import text_files
@@ -20,7 +22,7 @@ from litgpt.data.tokens import Corpus, unigram_loss
 from litgpt.errors import InputError, MachineError
 from litgpt.tokenizer import Tokenizer
 from tests.makers.numbers import Numbers
-from tests.makers.tokenizers import train_tiny_tokenizer
+from tests.makers.tokenizers import train_tiny_metaspace, train_tiny_sentencepiece, train_tiny_tokenizer
 
 ROOT = Path(__file__).parents[1]
 
@@ -73,6 +75,48 @@ def test_a_real_tokenizer_gives_its_own_ids_whole_document_by_whole_document(tmp
     made = corpus(tmp_path / "text.jsonl", tokenizer, tmp_path / "cache")
     expected = [i for text in texts for i in (*tokenizer.encode(text), tokenizer.eos_id)]
     assert prepared(made) == expected
+
+
+MAKERS = {
+    "byte-level": train_tiny_tokenizer,
+    "sentencepiece": train_tiny_sentencepiece,
+    "unigram": lambda directory: train_tiny_metaspace(directory, "unigram"),
+    "bpe": lambda directory: train_tiny_metaspace(directory, "bpe"),
+}
+WORDS = ["the", "mill", "ran", "café", "漢字", "😀", "river's", "42", "def add(a):", ".", "<|endoftext|>", "</s>", "_x"]
+GAPS = [" ", " ", " ", "  ", "\n", "\n\n", "\n    ", "\t", ""]
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_a_long_document_that_is_cut_has_the_tokens_of_the_whole(tmp_path, kind):
+    tokenizer = Tokenizer(MAKERS[kind](tmp_path / "tokenizer"))
+    file = tmp_path / "a.txt"
+
+    @settings(max_examples=60, deadline=None)
+    @given(parts=st.lists(st.tuples(st.sampled_from(WORDS), st.sampled_from(GAPS)), min_size=1, max_size=80))
+    def check(parts):
+        file.write_text("".join(word + gap for word, gap in parts))
+        made = corpus(file, tokenizer, tmp_path / "cache")
+        whole = tokenizer.encode(file.read_text().strip())
+        assert prepared(made) == [*whole, tokenizer.eos_id]
+        assert made.open().documents.tolist() == [0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokens_module, "_PIECE_CHARACTERS", 30)
+        patch.setattr(tokens_module, "_BATCH_CHARACTERS", 100)
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        check()
+
+
+def test_a_long_document_is_encoded_in_pieces(tmp_path, monkeypatch):
+    lengths: list[int] = []
+    encode = Numbers.encode_batch
+    note = lambda self, texts, **k: lengths.extend(map(len, texts)) or encode(self, texts, **k)  # noqa: E731
+    monkeypatch.setattr(Numbers, "encode_batch", note)
+    ids = list(range(1000)) * 100
+    file = write_texts(tmp_path, a=" ".join(map(str, ids))) / "a.txt"
+    assert prepared(corpus(file, None, tmp_path / "cache")) == [*ids, 0]
+    assert max(lengths) < file.stat().st_size / 4
 
 
 @pytest.mark.parametrize(("vocab_size", "dtype"), [(65_536, "uint16"), (65_537, "uint32"), (300_000, "uint32")])

@@ -16,13 +16,15 @@ import hashlib
 import json
 import math
 import os
+import re
 import sys
 import time
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -39,7 +41,10 @@ if TYPE_CHECKING:
 FORMAT = 1
 CACHE = ".litgpt_cache"
 
-_BATCH_CHARACTERS = 1 << 21  # encoded at a time, if no single document is longer
+_BATCH_CHARACTERS = 1 << 19  # encoded at a time
+_PIECE_CHARACTERS = 1 << 16  # tokenizers take 200 bytes of memory for each byte of a text: a longer one is cut
+_CONTEXT_CHARACTERS = 200  # what stands before a piece is encoded with it
+_CUT = re.compile(r"(?<=\n)(?=\S)|(?<=\S)(?= \w)")  # where tokens usually end: before a line, or a space and a word
 _COUNTED_TOKENS = 1 << 24  # of the training text, for the frequencies of a unigram model
 
 
@@ -48,6 +53,15 @@ class TokenFile(NamedTuple):
 
     ids: np.ndarray  # (N,) uint16 or uint32
     documents: np.ndarray  # (D,) int64, where each document begins
+
+
+class Piece(NamedTuple):
+    """A document, or a part of a long one."""
+
+    before: str  # what the document says just before it
+    text: str
+    begins: bool  # the document
+    ends: bool
 
 
 @dataclass(frozen=True)
@@ -103,24 +117,49 @@ class Corpus:
         begins, total = array("q"), 0
         progress = _Progress(sum(file.stat().st_size for file in self.files))
         with open(folder / "tokens.bin", "wb") as out:
-            for ids in self._documents(progress):
-                begins.append(total)
+            for piece, ids in self._encoded(progress):
+                if piece.begins:
+                    begins.append(total)
                 total += len(ids)
                 out.write(np.array(ids, dtype=dtype).tobytes())
-                progress.show(total)
+                progress.show(len(piece.text), total)
         (folder / "documents.bin").write_bytes(begins.tobytes())
         (folder / ".gitignore").write_text("*\n")
         facts = {"dtype": dtype, "tokens": total, "documents": len(begins), "fingerprint": self.fingerprint}
         storage.write_json(folder / "info.json", {**facts, "files": [str(file) for file in self.files]})
         progress.close()
 
-    def _documents(self, progress: _Progress) -> Iterator[list[int]]:
+    def _encoded(self, progress: _Progress) -> Iterator[tuple[Piece, list[int]]]:
         begin, end = self._edges
-        first = True
-        for texts in _batches(read_documents(self.files, self.key, progress.add)):
-            for ids in self.tokenizer.encode_batch(texts, bos=False):
-                yield [*(begin if first or begin != end else ()), *ids, *end]
-                first = False
+        documents = progress.watch(self.files, self.key)
+        opening = begin
+        for pieces in _batches(chain.from_iterable(map(self._pieces, documents))):
+            texts = [text for piece in pieces for text in (piece.before, piece.before + piece.text)]
+            rows = self.tokenizer.encode_batch(texts, bos=False)
+            for piece, before, row in zip(pieces, rows[::2], rows[1::2], strict=True):
+                ids = row[len(before) :]
+                yield piece, [*(opening if piece.begins else ()), *ids, *(end if piece.ends else ())]
+                opening = begin if begin != end else []
+
+    def _pieces(self, document: str) -> Iterator[Piece]:
+        for start, stop in pairwise((0, *self._cuts(document), len(document))):
+            before = document[max(start - _CONTEXT_CHARACTERS, 0) : start]
+            yield Piece(before, document[start:stop], start == 0, stop == len(document))
+
+    def _cuts(self, document: str) -> Iterator[int]:
+        """Where to cut a long document without changing its tokens."""
+        at = _PIECE_CHARACTERS
+        while at < len(document):
+            places = islice(_CUT.finditer(document, at), 100)
+            cut = next((place.start() for place in places if self._ends_token(document, place.start())), None)
+            if cut is not None:
+                yield cut
+            at = (cut or at) + _PIECE_CHARACTERS
+
+    def _ends_token(self, document: str, at: int) -> bool:
+        before, after = document[max(at - _CONTEXT_CHARACTERS, 0) : at], document[at : at + _CONTEXT_CHARACTERS]
+        alone, together = self.tokenizer.encode_batch([before, before + after], bos=False)
+        return together[: len(alone)] == alone
 
 
 def unigram_loss(train: np.ndarray, val: np.ndarray, vocab_size: int) -> float:
@@ -134,12 +173,12 @@ def unigram_loss(train: np.ndarray, val: np.ndarray, vocab_size: int) -> float:
     return float(asked @ (math.log(seen.sum()) - np.log(seen)) / asked.sum())
 
 
-def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
+def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
+    batch: list[Piece] = []
     characters = 0
-    for document in documents:
-        batch.append(document)
-        characters += len(document)
+    for piece in pieces:
+        batch.append(piece)
+        characters += len(piece.text)
         if characters >= _BATCH_CHARACTERS:
             yield batch
             batch, characters = [], 0
@@ -188,26 +227,36 @@ def _alone_in(place: Path) -> Iterator[None]:
 
 
 class _Progress:
-    """A line about the share of bytes that is tokenised: from the third second on, every few seconds."""
+    """A line about the share of the text that is tokenised: from the third second on, every few seconds."""
 
     def __init__(self, size: int) -> None:
-        self.size, self.done = size, 0
+        self.size, self.read = max(size, 1), 0  # bytes of the files
+        self.seen, self.encoded = 0, 0  # characters of the documents that were read
         self.start = time.monotonic()
         self.next = self.start + 3
         self.moving = sys.stdout.isatty()
         self.said = False
 
-    def add(self, size: int) -> None:
-        self.done += size
+    def watch(self, files: Sequence[Path], key: str) -> Iterator[str]:
+        """The documents of the files, counted as they are read."""
+        for document in read_documents(files, key, self._add):
+            self.seen += len(document)
+            yield document
 
-    def show(self, tokens: int) -> None:
+    def show(self, characters: int, tokens: int) -> None:
+        """So many characters more are encoded, so many tokens are there in all."""
+        self.encoded += characters
         now = time.monotonic()
         if now >= self.next:
             self.next, self.said = now + (0.5 if self.moving else 5), True
-            left = (now - self.start) * (self.size - self.done) / max(self.done, 1)
-            words = f"tokenizing: {self.done / max(self.size, 1):4.0%}  {quantity(tokens)} tokens  ETA {duration(left)}"
+            share = self.read / self.size * self.encoded / self.seen
+            left = (now - self.start) * (1 - share) / share
+            words = f"tokenizing: {share:4.0%}  {quantity(tokens)} tokens  ETA {duration(left)}"
             print(f"\r\033[K{words}" if self.moving else words, end="" if self.moving else "\n", flush=True)
 
     def close(self) -> None:
         if self.said and self.moving:
             print()
+
+    def _add(self, size: int) -> None:
+        self.read += size
