@@ -1,20 +1,30 @@
 """From a request to the arguments of a command's function: types, defaults, and objects of the classes that were named.
 
-jsonargparse turns text into typed values. Which keys there are, signature.py knows; where a value was written, recipe.py.
+jsonargparse turns text into typed values. Which keys there are, signature.py knows; where a value stands, recipe.py.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, Union
 
 import yaml
 
 from litgpt.errors import InputError, UserError, near_miss
-from litgpt.recipe import Given, Key, Recipe, parse_value
+from litgpt.recipe import Given, Key, Recipe, below, parse_value
 from litgpt.request import Request, place, require_known
-from litgpt.signature import REQUIRED, Leaf, Signature, alternatives, class_leaves, described, near_key
+from litgpt.signature import (
+    REQUIRED,
+    Choice,
+    Leaf,
+    Signature,
+    alternatives,
+    class_leaves,
+    described,
+    is_plain,
+    near_key,
+)
 
 
 def arguments(signature: Signature, request: Request) -> dict[str, Any]:
@@ -36,30 +46,20 @@ def arguments(signature: Signature, request: Request) -> dict[str, Any]:
     return {name: value for name, value in result.items() if value is not REQUIRED}
 
 
-def config_of(signature: Signature, request: Request) -> dict[str, Any]:
-    """All values that a run would use, as plain data for a YAML recipe."""
-    require_known(signature, request.recipe)
-    config: dict[str, Any] = {}
-    for name in signature.names:
-        if name in signature.choices:
-            config[name] = _chosen_config(signature, name, request.recipe)
-            continue
-        keys = [key for key in signature.leaves if key[0] == name]
-        unset = name in signature.groups and signature.defaults[name] is None
-        if unset:
-            keys = [key for key in keys if key in request.recipe or _given_below(request.recipe, key)]
-        values = {key: value_of(request.recipe, key, signature.leaves[key]) for key in keys}
-        plain = {key: _plain(value) for key, value in values.items() if value is not REQUIRED}
-        if name in signature.groups:
-            config[name] = {key[1]: value for key, value in plain.items()} or None
-        elif (name,) in plain and not name.endswith("token"):
-            config[name] = plain[name,]
-    return config
-
-
 def config_text(signature: Signature, request: Request) -> str:
-    """The recipe that repeats this run, as YAML."""
-    return yaml.safe_dump(config_of(signature, request), sort_keys=False, allow_unicode=True)
+    """All values that a run would use, as a YAML recipe; secrets are left out."""
+    require_known(signature, request.recipe)
+    config = {name: _config_value(signature, name, request.recipe) for name in signature.names}
+    shown = {name: _plain(v) for name, v in config.items() if v is not REQUIRED and not name.endswith("token")}
+    return yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)
+
+
+def _config_value(signature: Signature, name: str, recipe: Recipe) -> Any:
+    if name in signature.choices:
+        return _chosen_config(signature, name, recipe)
+    if name not in signature.groups:
+        return value_of(recipe, (name,), signature.leaves[name,])
+    return {key[1]: value_of(recipe, key, leaf) for key, leaf in _group_leaves(signature, name, recipe).items()} or None
 
 
 def chosen_classes(signature: Signature, request: Request) -> dict[str, type]:
@@ -79,10 +79,11 @@ def value_of(recipe: Recipe, key: Key, leaf: Leaf) -> Any:
     """The typed value at `key`: what was given, or the default."""
     given = recipe.get(key)
     if given is None:
-        below = _given_below(recipe, key)
-        if not below:
+        inside = below(recipe, key)
+        if not inside:
             return leaf.default
-        given = Given(_nested(recipe, below, key), recipe[below[0]].where, recipe[below[0]].source)
+        first = recipe[inside[0]]
+        given = Given(_nested(recipe, inside, key), first.where, first.source)
     return typed(leaf.type, given, key)
 
 
@@ -90,111 +91,127 @@ def typed(kind: Any, given: Given, key: Key) -> Any:
     """`given` as a value of the type `kind`; InputError where it is none."""
     import jsonargparse
 
-    accepted = alternatives(kind)
-    value = given.value
-    if int in accepted and not {float, str} & set(accepted):
-        number = parse_value(value) if isinstance(value, str) else value
-        value = int(number) if isinstance(number, float) and number.is_integer() else value
+    accepted = [t for t in alternatives(kind) if is_plain(t)]  # jsonargparse would import what a value names as a class
+    if Any in accepted:
+        return given.value
     converter = jsonargparse.ArgumentParser(exit_on_error=False, add_help=False)
-    converter.add_argument("--value", type=kind)
+    converter.add_argument("--value", type=Union[tuple(accepted)])  # noqa: UP007
+    value = _whole_number(given.value) if int in accepted and not {float, str} & {*accepted} else given.value
     try:
         if value == "" and Path in accepted:
             raise ValueError
         return converter.parse_object({"value": value}).value
     except (jsonargparse.ArgumentError, TypeError, ValueError):
-        choices = [str(c) for t in accepted for c in getattr(t, "__args__", ()) if isinstance(c, str)]
-        close = near_miss(value, choices) if isinstance(value, str) else ""
+        words = [str(word) for t in accepted for word in getattr(t, "__args__", ()) if isinstance(word, str)]
+        close = near_miss(value, words) if isinstance(value, str) else ""
         raise InputError(f"{place(given, key)}: {_shown(value)} is not {described(kind)}{close}") from None
 
 
-# Groups and choices -------------------------------------------------------------------------------------------------
+def _whole_number(value: Any) -> Any:
+    """1e9 is a float to YAML; where a whole number is meant, it is one."""
+    number = parse_value(value) if isinstance(value, str) else value
+    return int(number) if isinstance(number, float) and number.is_integer() else value
+
+
+# Groups: dataclasses such as TrainArgs --------------------------------------------------------------------------------
 
 
 def _group(signature: Signature, name: str, recipe: Recipe) -> Any:
     cls, default = signature.groups[name], signature.defaults[name]
-    given = {key[1] for key in recipe if key[0] == name and len(key) > 1}
-    if not given:
-        whole = recipe.get((name,))
-        if whole is not None and whole.value not in (None, {}):
-            raise InputError(f"{place(whole, (name,))}: {_shown(whole.value)} is not a mapping of keys")
-        return default if whole is None or whole.value == {} else None
-    keys = [key for key in signature.leaves if key[0] == name]
-    if default in (None, REQUIRED):
-        keys = [key for key in keys if key[1] in given]
-    values = {key[1]: value_of(recipe, key, signature.leaves[key]) for key in keys}
+    if not below(recipe, (name,)):
+        return _whole_group(recipe, name, default)
+    values = {key[1]: value_of(recipe, key, leaf) for key, leaf in _group_leaves(signature, name, recipe).items()}
     made = _made(cls, values, name, recipe)
-    return made.with_given(_binding(name, recipe)) if hasattr(made, "with_given") else made
+    return made.with_given(_binding(name, recipe, made, default)) if hasattr(made, "with_given") else made
 
 
-def _binding(name: str, recipe: Recipe) -> list[str]:
-    """The keys of the group `name` that count as given. A recipe is written for runs of any length: its warm-up gives
-    way to a shorter run, as a default does, while a warm-up typed beside the length is a contradiction.
+def _whole_group(recipe: Recipe, name: str, default: Any) -> Any:
+    whole = recipe.get((name,))
+    if whole is None or whole.value == {}:
+        return default
+    if whole.value is not None:
+        raise InputError(f"{place(whole, (name,))}: {_shown(whole.value)} is not a mapping of keys")
+    return None
+
+
+def _group_leaves(signature: Signature, name: str, recipe: Recipe) -> dict[Key, Leaf]:
+    """The leaves a group is built from: all of them, or where the command has no default object, those given."""
+    keys = {key: leaf for key, leaf in signature.leaves.items() if key[0] == name}
+    if signature.defaults[name] not in (None, REQUIRED):
+        return keys
+    return {key: leaf for key, leaf in keys.items() if key in recipe or below(recipe, key)}
+
+
+def _binding(name: str, recipe: Recipe, made: Any, default: Any) -> list[str]:
+    """The keys of the group `name` that count as given. In a recipe, which is written for runs of any length, a default
+    that is spelled out stays a default, and the warm-up gives way to a shorter run; what is typed is meant.
     """
-    keys = {key[1]: given for key, given in recipe.items() if key[0] == name and len(key) > 1}
-    return [k for k, given in keys.items() if given.typed or k != "lr_warmup_steps"]
+
+    def binds(key: Key) -> bool:
+        is_default = getattr(made, key[1]) == getattr(default, key[1], REQUIRED)
+        return recipe[key].typed or not (is_default or key[1] == "lr_warmup_steps")
+
+    return [key[1] for key in below(recipe, (name,)) if binds(key)]
+
+
+# Choices: objects of a class that the user names ----------------------------------------------------------------------
 
 
 def _chosen(signature: Signature, name: str, recipe: Recipe) -> Any:
-    """The data module that was named, built; the optimizer as its name or as class_path and init_args."""
-    cls, values = _class_and_arguments(signature, name, recipe)
-    if cls is None:
+    """The object that was chosen; where the command builds it, its class_path and init_args."""
+    choice, named = signature.choices[name], _named_class(signature, name, recipe)
+    if named is None:
         return None if (name,) in recipe else signature.defaults[name]
-    if name == "optimizer":
-        path = f"{cls.__module__}.{cls.__qualname__}" if cls.__name__ not in signature.choices[name].names() else None
-        class_path = path or f"{signature.choices[name].home}.{cls.__name__}"
-        return {"class_path": class_path, "init_args": values} if values else class_path
-    missing = [k for (k,), leaf in class_leaves(cls).items() if leaf.default is REQUIRED and k not in values]
-    if missing:
-        raise InputError(f"--{name} {cls.__name__} needs {missing[0]}; give --{name}.{missing[0]}")
+    cls = choice.resolve(str(named.value), named.where)
+    values = _class_arguments(choice, cls, named, name, recipe)
+    if not choice.built_here:
+        return {"class_path": choice.path(cls), "init_args": values} if values else choice.path(cls)
+    for (argument,), leaf in class_leaves(cls).items():
+        if leaf.default is REQUIRED and argument not in values:
+            raise InputError(f"--{name} {cls.__name__} needs {argument}; give --{name}.{argument}")
     return _made(cls, values, name, recipe)
 
 
-def _chosen_config(signature: Signature, name: str, recipe: Recipe) -> Any:
-    cls, values = _class_and_arguments(signature, name, recipe)
-    if cls is None:
-        return None if (name,) in recipe else _plain(signature.defaults[name])
-    home = signature.choices[name].home
-    path = f"{home}.{cls.__name__}" if cls.__name__ in signature.choices[name].names() else None
-    defaults = {k: leaf.default for (k,), leaf in class_leaves(cls).items()} if name == "data" else {}
-    used = {k: _plain(v) for k, v in (defaults | values).items() if v is not REQUIRED}
-    return {"class_path": path or f"{cls.__module__}.{cls.__qualname__}", "init_args": used}
-
-
-def _class_and_arguments(signature: Signature, name: str, recipe: Recipe) -> tuple[type | None, dict[str, Any]]:
-    choice = signature.choices[name]
-    if (whole := recipe.get((name,))) is not None and whole.value is not None:
+def _named_class(signature: Signature, name: str, recipe: Recipe) -> Given | None:
+    """The class_path of a choice, as given or as the command has it; None where none is wanted."""
+    choice, arguments, whole = signature.choices[name], below(recipe, (name,)), recipe.get((name,))
+    if whole is not None and whole.value is not None:
         raise InputError(f"{place(whole, (name,))}: {_shown(whole.value)} names no {choice.what}")
     named = recipe.get((name, "class_path"))
-    below = _given_below(recipe, (name,))
-    if named is None and below and isinstance(signature.defaults[name], str):
-        named = Given(signature.defaults[name], recipe[below[0]].where, -1)
-    if named is None or named.value is None:
-        if below:
-            raise InputError(
-                f"{place(recipe[below[0]], below[0])}: name the {choice.what} first: --{name} "
-                + " or ".join(choice.names())
-            )
-        return None, {}
-    cls = choice.resolve(str(named.value), named.where)
-    known = class_leaves(cls)
-    values = {}
-    for argument in dict.fromkeys(key[2] for key in below if key[1] == "init_args" and len(key) > 2):
-        key = (name, "init_args", argument)
+    if named is not None and named.value is not None:
+        return named
+    if arguments and isinstance(signature.defaults[name], str):
+        return Given(signature.defaults[name], f"--{name}", source=-1)
+    if arguments:
+        where = place(recipe[arguments[0]], arguments[0])
+        raise InputError(f"{where}: name the {choice.what} first: --{name} {' or '.join(choice.names())}")
+    return None
+
+
+def _class_arguments(choice: Choice, cls: type, named: Given, name: str, recipe: Recipe) -> dict[str, Any]:
+    known, values = class_leaves(cls), {}
+    top = (name, "init_args")
+    for argument in dict.fromkeys(key[2] for key in below(recipe, top)):
+        key = (*top, argument)
         if (argument,) in known:
-            values[argument] = value_of(
-                recipe, key, _loose(known[argument,]) if name == "optimizer" else known[argument,]
-            )
+            leaf = known[argument,]
+            values[argument] = value_of(recipe, key, leaf if choice.built_here else Leaf(Any, leaf.default))
             continue
-        origin = recipe.get(key) or recipe[_given_below(recipe, key)[0]]
-        if origin.source >= named.source:  # an argument of another class that an earlier recipe named is left behind
+        given = recipe.get(key) or recipe[below(recipe, key)[0]]
+        if given.source >= named.source:  # else it belongs to the class that an earlier recipe named
             near = near_key((argument,), known)
-            raise InputError(f"{place(origin, (name, argument))}: {cls.__name__} has no '{argument}'{near}")
-    return cls, values
+            raise InputError(f"{place(given, key)}: {cls.__name__} has no '{argument}'{near}")
+    return values
 
 
-def _loose(leaf: Leaf) -> Leaf:
-    """torch annotates optimizers loosely (`lr: float | Tensor`): their values are read as YAML has them."""
-    return Leaf(Any, leaf.default)
+def _chosen_config(signature: Signature, name: str, recipe: Recipe) -> Any:
+    choice, named = signature.choices[name], _named_class(signature, name, recipe)
+    if named is None:
+        return None if (name,) in recipe else _plain(signature.defaults[name])
+    cls = choice.resolve(str(named.value), named.where)
+    used = {k: leaf.default for (k,), leaf in class_leaves(cls).items() if choice.built_here}
+    used |= _class_arguments(choice, cls, named, name, recipe)
+    return {"class_path": choice.path(cls), "init_args": {k: _plain(v) for k, v in used.items() if v is not REQUIRED}}
 
 
 def _made(cls: type, values: dict[str, Any], name: str, recipe: Recipe) -> Any:
@@ -205,10 +222,6 @@ def _made(cls: type, values: dict[str, Any], name: str, recipe: Recipe) -> Any:
             if key[0] == name and not given.typed and key[-1] in str(e):
                 raise type(e)(f"{given.where}: {e}") from None
         raise
-
-
-def _given_below(recipe: Recipe, key: Key) -> list[Key]:
-    return [other for other in recipe if len(other) > len(key) and other[: len(key)] == key]
 
 
 def _nested(recipe: Recipe, keys: list[Key], top: Key) -> dict[str, Any]:

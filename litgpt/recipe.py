@@ -44,12 +44,17 @@ Recipe = dict[Key, Given]
 
 def overlay(recipe: Recipe, key: Key, given: Given) -> None:
     """Set `key` in place of what stood there, in it or around it; an empty mapping leaves what stood in it."""
-    inside = [other for other in recipe if len(other) > len(key) and other[: len(key)] == key]
+    inside = below(recipe, key)
     if given.value == {} and inside:
         return
     for other in [*inside, *(key[:n] for n in range(1, len(key)))]:
         recipe.pop(other, None)
     recipe[key] = given
+
+
+def below(recipe: Recipe, key: Key) -> list[Key]:
+    """The keys inside `key`: ("train", "max_steps") is inside ("train",)."""
+    return [other for other in recipe if len(other) > len(key) and other[: len(key)] == key]
 
 
 def leaves(key: Key, given: Given) -> Iterator[tuple[Key, Given]]:

@@ -38,6 +38,7 @@ class Choice:
     what: str  # "data module"
     home: str  # "litgpt.data"
     base: str  # "DataModule"
+    built_here: bool = True  # else the command gets class_path and init_args
 
     def names(self) -> list[str]:
         """The short names of the classes at home."""
@@ -45,6 +46,10 @@ class Choice:
         base = getattr(home, self.base)
         found = {name: getattr(home, name) for name in getattr(home, "__all__", dir(home))}
         return sorted(name for name, c in found.items() if _is_proper_subclass(c, base))
+
+    def path(self, cls: type) -> str:
+        """The full path of a class, by which a recipe names it."""
+        return f"{self.home if cls.__name__ in self.names() else cls.__module__}.{cls.__name__}"
 
     def resolve(self, name: str, where: str) -> type:
         """The class called `name`: a short name, or the full path of a class of this kind that is installed."""
@@ -65,7 +70,7 @@ class Choice:
 
 CHOICES = {
     "data": Choice("data module", "litgpt.data", "DataModule"),
-    "optimizer": Choice("optimizer", "torch.optim", "Optimizer"),
+    "optimizer": Choice("optimizer", "torch.optim", "Optimizer", built_here=False),  # it needs the model's parameters
 }
 
 
@@ -150,9 +155,14 @@ def alternatives(kind: Any) -> tuple[Any, ...]:
     return (kind,)
 
 
+def is_plain(kind: Any) -> bool:
+    """Whether YAML itself has values of this type, so that no class is to be looked up for one."""
+    return kind is Any or kind in _PLAIN or not isinstance(kind, type)
+
+
 def described(kind: Any) -> str:
     """A type in plain words: 'a whole number or null'."""
-    return " or ".join(dict.fromkeys(_described_one(t) for t in alternatives(kind)))
+    return " or ".join(dict.fromkeys(_described_one(t) for t in alternatives(kind) if is_plain(t)))
 
 
 def near_key(key: Key, keys: Iterable[Key]) -> str:
