@@ -98,7 +98,7 @@ def to_hf(fields: Fields) -> dict[str, Any]:
         **latent,
         **write_rope(fields),
         "hidden_act": "silu",
-        "attention_bias": fields["qkv_bias"],
+        "attention_bias": fields["attn_bias"],  # on the two a-projections and the output
         "scoring_func": "sigmoid",
         "topk_method": "noaux_tc",
         "moe_layer_freq": 1,
