@@ -43,7 +43,7 @@ class TextFiles(DataModule):
         self.cache_dir = self.cache_dir and Path(self.cache_dir).expanduser()
 
     def connect(self, tokenizer: Tokenizer, batch_size: int, max_seq_length: int) -> None:
-        self._require_sense()
+        self._require_valid_fields()
         self._tokenizer, self._batch_size, self._length = tokenizer, batch_size, max_seq_length
         self._train_corpus = self._corpus(self.train_data_path)
         self._val_corpus = self._corpus(self.val_data_path) if self.val_data_path else None
@@ -92,7 +92,7 @@ class TextFiles(DataModule):
     def _validating(self, tokens: int) -> int:
         return max(2, round(tokens * self.val_fraction)) if self.val_fraction else 0
 
-    def _require_sense(self) -> None:
+    def _require_valid_fields(self) -> None:
         # not in the constructor: jsonargparse would bury the line in one of its own
         if not 0 <= self.val_fraction < 1:
             raise InputError(

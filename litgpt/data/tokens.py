@@ -217,13 +217,21 @@ def _alone_in(place: Path) -> Iterator[None]:
     except OSError as error:
         raise MachineError(f"{place}: cannot be made ({error.strerror}); name another with --data.cache_dir") from error
     try:
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        _wait_for(lock, place)
         yield
     finally:
         with suppress(OSError):
             place.rmdir()  # succeeds when it is empty: a refused text leaves nothing beside it
         os.close(lock)
+
+
+def _wait_for(lock: int, place: Path) -> None:
+    with suppress(OSError):  # of a file system without locks
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for another run that writes tokens to {place}", flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
 
 
 class _Progress:
