@@ -562,14 +562,13 @@ class Rope(nn.Module):
         super().__init__()
         self.size, self.base, self.stretch = config.rope_n_elem, base, dict(stretch or {})
         self.condense = config.rope_condense_ratio
-        self.block_size = config.block_size
         self.magnitude = rope_magnitude(self.stretch, config.block_size)
         self.reset(torch.device("cpu"))
 
     def reset(self, device: torch.device) -> None:
         """Rows: the usual frequencies, and those beyond the original context where they differ (longrope)."""
         kinds = (False, True) if "long_factor" in self.stretch else (False,)
-        rows = [rope_frequencies(self.size, self.base, self.stretch, long=long) for long in kinds]
+        rows = [rope_frequencies(self.size, self.base, self.stretch, long=long) / self.condense for long in kinds]
         self.register_buffer("frequencies", torch.stack(rows).to(device), persistent=False)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
@@ -585,7 +584,7 @@ class Rope(nn.Module):
         The first half of `sin` is negated: `rotate` then needs three kernels.
         """
         beyond = len(self.frequencies) > 1 and reach > self.stretch["original_max_seq_len"]
-        angles = (positions.float() / self.condense).unsqueeze(-1) * self.frequencies[int(beyond)]  # (.., T, size / 2)
+        angles = positions.float().unsqueeze(-1) * self.frequencies[int(beyond)]  # (.., T, size / 2)
         if angles.dim() == 2:
             angles = angles.unsqueeze(0)
         cos, sin = angles.cos() * self.magnitude, angles.sin() * self.magnitude
@@ -611,9 +610,10 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False) ->
 
 def rope_frequencies(size: int, base: float, stretch: Mapping[str, Any], *, long: bool = False) -> Tensor:
     """(size / 2,) fp32 radians per token, stretched for longer contexts as `stretch` (Config.rope_adjustments) says."""
-    frequencies = 1.0 / base ** (torch.arange(0, size, 2, dtype=torch.int64, device="cpu").float() / size)
+    wavelengths = base ** (torch.arange(0, size, 2, dtype=torch.int64, device="cpu").float() / size)
     if "long_factor" in stretch:  # longrope (Ding et al. 2024): a factor per dim
-        return frequencies / torch.tensor(stretch["long_factor" if long else "short_factor"], device="cpu")
+        return 1.0 / (torch.tensor(stretch["long_factor" if long else "short_factor"], device="cpu") * wavelengths)
+    frequencies = 1.0 / wavelengths
     if "beta_fast" in stretch:
         return _yarn_frequencies(frequencies, size, base, stretch)
     if "low_freq_factor" in stretch:
