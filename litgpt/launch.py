@@ -181,7 +181,8 @@ def _fabric(on: Machine, precision: str, rank: int = 0, port: int | None = None)
     from lightning.fabric import Fabric
     from lightning.fabric.strategies import DDPStrategy
 
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    for package in ("fabric", "pytorch"):  # both announce themselves
+        logging.getLogger(f"lightning.{package}").setLevel(logging.WARNING)
     strategy: Any = "auto"
     if on.world_size > 1:
         environment = None if port is None else _environment(rank, port)

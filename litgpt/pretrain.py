@@ -431,7 +431,8 @@ def _open_out_dir(run: Run, job: Job) -> None:
         job.out_dir.mkdir(parents=True, exist_ok=True)
         with storage.atomic_file(job.out_dir / "hyperparameters.yaml") as file:
             file.write_text(yaml.safe_dump(job.hyperparameters, sort_keys=False))
-        run.metrics = report.Metrics(job.out_dir / run_state.LOGS / "metrics.csv", run.state.at.step)
+        logged = None if job.resume_dir is None else run.state.logged
+        run.metrics = report.Metrics(job.out_dir / run_state.LOGS / "metrics.csv", logged)
         run.tracker = launch.tracker(job.logger_name, job.out_dir, job.log)
     run.fabric.barrier()
 

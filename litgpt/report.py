@@ -139,15 +139,15 @@ def _bar(share: float, width: int = 24) -> str:
 class Metrics:
     """`metrics.csv`: a row per logged step, whole rows only, in the order of the steps.
 
-    Opening it for a run that goes on from `step` cuts off what a killed run wrote beyond that step.
+    Opening it for a run that goes on cuts off what a killed run wrote after the step `kept`.
     """
 
-    def __init__(self, path: Path, step: int = 0) -> None:
+    def __init__(self, path: Path, kept: int | None = None) -> None:
         self.path = path
-        kept = [row for row in read_metrics(path) if int(row["step"]) <= step] if step else []
+        rows = [] if kept is None else [row for row in read_metrics(path) if int(row["step"]) <= kept]
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            _replace(path, _csv([dict(zip(COLUMNS, COLUMNS, strict=True)), *kept]))
+            _replace(path, _csv([dict(zip(COLUMNS, COLUMNS, strict=True)), *rows]))
             self._file = open(path, "ab", buffering=0)  # noqa: SIM115  (open as long as the run)
         except OSError as error:
             raise _lost(path, error) from error

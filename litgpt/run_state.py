@@ -49,6 +49,11 @@ class RunState:
     facts: dict[str, Any] = field(default_factory=dict)  # what the run must be resumed with
     complete: bool = False
 
+    @property
+    def logged(self) -> int:
+        """The last step whose row of metrics is written."""
+        return self.at.step - 1 if self.pending else self.at.step
+
 
 def read_state(directory: Path) -> RunState:
     """The state in a checkpoint; InputError when a newer release wrote it or a key is missing."""

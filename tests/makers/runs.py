@@ -1,0 +1,102 @@
+"""Tiny pretraining runs: a model of two layers, a made text, a second or less for a dozen steps on one core."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from litgpt import pretrain
+from litgpt.args import EvalArgs, TrainArgs
+from litgpt.data import TextFiles
+from litgpt.report import read_metrics
+from tests.makers.configs import shrunk
+from tests.makers.tokenizers import TEXT, train_tiny_tokenizer
+
+TIMES = ("tokens_per_second", "seconds")  # the columns of the metrics that differ between equal runs
+STEPS = 12
+
+
+def material(folder: Path) -> dict[str, Any]:
+    """A text and a tokenizer, made once per folder, as arguments of `pretrain.main`."""
+    text, tokenizer = folder / "text.txt", folder / "tokenizer"
+    if not text.is_file():
+        train_tiny_tokenizer(tokenizer, 96)
+        words, pick = TEXT.replace("\n", " ").split(" "), random.Random(0)
+        text.write_text(" ".join(pick.choice(words) for _ in range(3000)))
+    return {"tokenizer_dir": tokenizer, "data": TextFiles(text, cache_dir=folder / "cache")}
+
+
+def arguments(folder: Path, out_dir: Path, **changes: Any) -> dict[str, Any]:
+    """Arguments of `pretrain.main` for a run of 12 steps that accumulates over 3; `train` and `eval` are added to."""
+    train: dict[str, Any] = {
+        "save_interval": 4,
+        "global_batch_size": 6,
+        "micro_batch_size": 2,
+        "lr_warmup_steps": 2,
+        "max_steps": STEPS,
+        "max_seq_length": 32,
+        "max_norm": 1.0,
+        **changes.pop("train", {}),
+    }
+    evaluation = {"interval": 5, "max_iters": 2, **changes.pop("eval", {})}
+    defaults = {
+        "model_name": "tiny",
+        "model_config": shrunk("pythia-14m"),
+        "out_dir": out_dir,
+        "devices": 1,
+        "train": TrainArgs(**train),
+        "eval": EvalArgs(**evaluation),
+    }
+    return defaults | material(folder) | changes
+
+
+def run(folder: Path, out_dir: Path, **changes: Any) -> Path:
+    """Pretrain in this process; returns `out_dir`."""
+    pretrain.main(**arguments(folder, out_dir, **changes))
+    return out_dir
+
+
+def run_and_signal(number: int, after_step: int, folder: Path, out_dir: Path, **changes: Any) -> int:
+    """Pretrain in a process of its own, send it a signal once it has logged `after_step`; returns its exit status."""
+    process = multiprocessing.get_context("fork").Process(target=_run_alone, args=(folder, out_dir, changes))
+    process.start()
+    metrics = out_dir / "logs" / "metrics.csv"
+    deadline = time.monotonic() + 60
+    while process.is_alive() and time.monotonic() < deadline:
+        if (rows := read_metrics(metrics)) and int(rows[-1]["step"]) >= after_step:
+            os.kill(process.pid or 0, number)
+            break
+        time.sleep(0.001)
+    process.join(30)
+    return -1 if process.exitcode is None else process.exitcode
+
+
+def _run_alone(folder: Path, out_dir: Path, changes: dict[str, Any]) -> None:
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    run(folder, out_dir, **changes)
+
+
+def losses(out_dir: Path) -> list[dict[str, str]]:
+    """The metrics of a run without what the clock decides."""
+    rows = read_metrics(out_dir / "logs" / "metrics.csv")
+    return [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
+
+
+def weights(directory: Path) -> dict[str, torch.Tensor]:
+    return load_file(directory / "model.safetensors")
+
+
+def tensor_bytes(directory: Path) -> dict[str, bytes]:
+    """Every tensor below a checkpoint directory, weights and training state, as bytes."""
+    files = sorted(directory.rglob("*.safetensors"))
+    tensors = {f"{f.parent.name}/{name}": tensor for f in files for name, tensor in load_file(f).items()}
+    return {name: tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes() for name, tensor in tensors.items()}

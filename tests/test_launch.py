@@ -1,0 +1,76 @@
+"""Devices, loggers and ranks: what is refused at once, and what happens when a rank dies."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import signal
+import time
+from typing import Any
+
+import pytest
+import torch
+
+from litgpt import launch
+from litgpt.errors import InputError, MachineError
+from litgpt.launch import Machine
+
+TWO = Machine("cpu", 2)
+
+
+@pytest.mark.parametrize("devices", [0, -2, 10_000, "many"])
+def test_devices_that_are_not_there_are_refused_with_both_numbers(devices: int | str) -> None:
+    present = torch.cuda.device_count() or os.cpu_count()
+    with pytest.raises(InputError, match=f"devices is {re.escape(str(devices))}.*{present}"):
+        launch.machine(devices)
+
+
+def test_auto_is_one_process_without_a_gpu() -> None:
+    machine = launch.machine("auto")
+    assert machine.devices == (torch.cuda.device_count() or 1)
+    assert machine.free_memory() > 0
+
+
+def test_a_misspelt_logger_gets_the_near_miss_and_a_missing_package_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    launch.require_logger("csv")
+    with pytest.raises(InputError, match=r"tensorbord.*did you mean 'tensorboard'"):
+        launch.require_logger("tensorbord")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"wandb is not installed.*litgpt\[logging\]"):
+        launch.require_logger("wandb")
+
+
+def test_training_on_cpu_is_exact_unless_asked_otherwise() -> None:
+    assert launch.training_precision(None, "cpu") == "32-true"
+    assert launch.training_precision("bf16-true", "cpu") == "bf16-true"
+    with pytest.raises(InputError, match=r"bf16-tru .*did you mean 'bf16-true'"):
+        launch.training_precision("bf16-tru", "cpu")
+
+
+def act(fabric: Any, job: dict[int, str]) -> float:
+    """Each rank does what `job` says, then all meet."""
+    match job.get(fabric.global_rank):
+        case "refuse":
+            raise InputError(f"record {fabric.global_rank} is bad")
+        case "die":
+            time.sleep(0.3)
+            os.kill(os.getpid(), signal.SIGKILL)
+    return fabric.all_reduce(torch.tensor(float(fabric.global_rank + 1)), reduce_op="sum").item()
+
+
+def test_ranks_work_together_and_rank_0_answers() -> None:
+    assert launch.launch(TWO, "32-true", act, {}) == 3.0
+    assert not torch.distributed.is_initialized()  # and a second run can follow
+
+
+@pytest.mark.parametrize(
+    ("job", "error", "said"),
+    [
+        ({1: "refuse"}, InputError, "^record 1 is bad$"),
+        ({1: "die"}, MachineError, "rank 1 was killed by signal 9"),
+    ],
+)
+def test_the_failure_of_another_rank_is_raised_here_once(job: dict, error: type[Exception], said: str) -> None:
+    with pytest.raises(error, match=said):
+        launch.launch(TWO, "32-true", act, job)
