@@ -9,6 +9,7 @@ import errno
 import importlib
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -81,9 +82,11 @@ def overview() -> str:
     """The page of `litgpt --help`."""
     lines = ["Usage: litgpt ACTION ... [--option VALUE ...]", "", "Pretrain, finetune and use language models."]
     for section, actions in SECTIONS.items():
-        lines += ["", f"{section}:"]
-        for action, (target, words) in actions.items():
-            lines.append(f"  {action:<30}{words}{'' if target else ' (not in this version yet)'}")
+        here = [f"  {action:<18}{words}" for action, (target, words) in actions.items() if target]
+        lines += ["", f"{section}:", *here] if here else []
+    later = ", ".join(action for action, (target, _) in COMMANDS.items() if target is None)
+    if later:
+        lines += ["", *textwrap.wrap(f"Not in this version yet: {later}.", 100, subsequent_indent="  ")]
     return "\n".join([*lines, "", EXAMPLES.rstrip()])
 
 

@@ -37,6 +37,7 @@ def rewrite(recipe: Recipe, options: Collection[str]) -> list[str]:
 
 def _join_betas(recipe: Recipe) -> None:
     given = {key: recipe.pop(key) for key in BETAS if key in recipe}
+    given = {key: beta for key, beta in given.items() if beta.value is not None}
     if given:
         newest = max(given.values(), key=lambda g: g.source)
         values = [given[key].value if key in given else default for key, default in BETAS.items()]

@@ -1,0 +1,549 @@
+"""The command line: what is typed and what a recipe says arrive in the function, and a mistake is one line."""
+
+from __future__ import annotations
+
+import dataclasses
+import http.server
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from litgpt import cli, commands, parser, request, signature
+from litgpt.args import EvalArgs, LogArgs, TrainArgs
+from litgpt.config import Config
+from litgpt.data import DataModule
+from litgpt.errors import DivergedError, InputError, MachineError, UserError
+
+calls: list[dict[str, Any]] = []
+
+
+def train_it(
+    model_name: str,
+    model_config: Config | None = None,
+    out_dir: Path = Path("out"),
+    precision: Literal["bf16-true", "32-true", None] = None,
+    resume: bool | Literal["auto"] | Path = False,
+    data: DataModule | None = None,
+    train: TrainArgs = TrainArgs.as_default(global_batch_size=512, max_tokens=10**12),
+    eval: EvalArgs = EvalArgs.as_default(interval=1000),
+    log: LogArgs = LogArgs(),
+    optimizer: str | dict = "AdamW",
+    devices: int | str = "auto",
+    seed: int = 42,
+    overwrite: bool = False,
+    allow_change: list[str] | None = None,
+    access_token: str | None = None,
+) -> None:
+    """Train something.
+
+    Args:
+        model_name: Which model.
+        data: What to train on.
+    """
+    calls.append(dict(locals()))
+
+
+def join_it(texts: list[Path], out_dir: Path, *, prompt: str = "hi", temperature: float = 0.8) -> None:
+    """Join files."""
+    calls.append(dict(locals()))
+
+
+@dataclasses.dataclass
+class Letters(DataModule):
+    """Letters of the alphabet."""
+
+    count: int
+    case: Literal["upper", "lower"] = "lower"
+    seed: int = 1
+
+    def connect(self, *args: Any, **kwargs: Any) -> None: ...
+    def setup(self) -> None: ...
+    def train_dataloader(self) -> Any: ...
+    def val_dataloader(self) -> Any: ...
+    def fingerprint(self) -> str:
+        return ""
+
+
+LETTERS = f"{__name__}.Letters"
+
+
+def received(*argv: str, function: Any = train_it) -> dict[str, Any]:
+    """The arguments with which `litgpt ACTION argv` calls its function."""
+    table = signature.read(function)
+    return parser.arguments(table, request.read(table, argv))
+
+
+def refusal(*argv: str, function: Any = train_it) -> str:
+    """The one line with which a command line is refused."""
+    line = outcome(*argv, function=function)
+    assert line is not None, "taken"
+    assert "\n" not in line
+    return line
+
+
+def outcome(*argv: str, function: Any = train_it) -> str | None:
+    """The line with which a command line is refused; None when it is taken."""
+    try:
+        received(*argv, function=function)
+    except UserError as e:
+        return str(e)
+    return None
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Any:
+    def write(text: str) -> str:
+        path = tmp_path / f"recipe{len(list(tmp_path.iterdir()))}.yaml"
+        path.write_text(text)
+        return str(path)
+
+    return write
+
+
+# What arrives ---------------------------------------------------------------------------------------------------------
+
+
+def test_defaults_arrive_as_the_function_has_them() -> None:
+    got = received("pythia")
+    assert got["model_name"] == "pythia"
+    assert (got["data"], got["model_config"], got["optimizer"]) == (None, None, "AdamW")
+    assert (got["train"].global_batch_size, got["train"].given) == (512, frozenset())
+
+
+@pytest.mark.parametrize("argv", [["pythia"], ["--model_name", "pythia"], ["--model_name=pythia"]])
+def test_a_required_parameter_may_stand_alone_or_be_named(argv: list[str]) -> None:
+    assert received("--seed", "1", *argv, "--overwrite")["model_name"] == "pythia"
+
+
+def test_a_list_takes_all_words_and_a_second_required_parameter_is_named() -> None:
+    got = received("a.txt", "b.txt", "--out_dir", "x", function=join_it)
+    assert (got["texts"], got["out_dir"]) == ([Path("a.txt"), Path("b.txt")], Path("x"))
+    assert "give --out_dir" in refusal("a.txt", function=join_it)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        (["--seed", "200_000"], 200_000),
+        (["--seed=1e9"], 10**9),
+        (["--seed", "-3"], -3),
+        (["--devices", "2"], 2),
+        (["--devices", "auto"], "auto"),
+        (["--resume"], True),
+        (["--resume", "auto"], "auto"),
+        (["--resume", "out/x"], Path("out/x")),
+        (["--overwrite"], True),
+        (["--overwrite", "false"], False),
+        (["--precision", "null"], None),
+        (["--allow_change", "seed", "--allow_change", "data"], ["seed", "data"]),
+        (["--allow_change", "[seed, data]"], ["seed", "data"]),
+    ],
+)
+def test_text_becomes_the_type_of_the_parameter(option: list[str], value: Any) -> None:
+    assert received("m", *option)[option[0][2:].partition("=")[0]] == value
+
+
+def test_text_stays_text() -> None:
+    for text in ("5", "null", "yes: no", "{", "", "é -x"):
+        assert received("a", "--out_dir", "x", f"--prompt={text}", function=join_it)["prompt"] == text
+
+
+def test_options_win_over_recipes_and_later_recipes_over_earlier_in_any_order(recipe: Any) -> None:
+    one = recipe("model_name: m\nseed: 1\ntrain:\n  max_steps: 1\n  epochs: 6e0\n")
+    two = recipe("seed: 2\ntrain: {max_steps: 2}\n")
+    got = received("--train.max_steps", "3", "--config", one, "--config", two)
+    assert (got["model_name"], got["seed"], got["train"].max_steps, got["train"].epochs) == ("m", 2, 3, 6)
+
+
+def test_numbers_in_a_recipe_are_numbers(recipe: Any) -> None:
+    train = received("m", "--config", recipe("train:\n  min_lr: 6e-5\n  max_tokens: 1e9\n  max_norm: 1\n"))["train"]
+    assert (train.min_lr, train.max_tokens, train.max_norm) == (6e-5, 10**9, 1.0)
+    assert isinstance(train.max_tokens, int)
+
+
+def test_a_group_may_be_given_whole_or_by_key(recipe: Any) -> None:
+    assert received("m", "--train", "{max_steps: 4}", "--train.epochs", "2")["train"].max_steps == 4
+    assert received("m", "--log.metadata", "{a: 1}")["log"].metadata == {"a": 1}
+    assert received("m", "--config", recipe("log:\n  metadata:\n    a: 1\n"))["log"].metadata == {"a": 1}
+
+
+def test_a_model_of_your_own_is_given_by_fields_or_by_file(recipe: Any) -> None:
+    for argv in (["--model_config.n_layer", "3"], ["--model_config", recipe("n_layer: 3\n")]):
+        assert received("m", *argv)["model_config"].n_layer == 3
+    assert received("m", "--config", recipe("model_config: {n_layer: 3, hf_config: {}}\n"))["model_config"].n_layer == 3
+    assert received("m", "--config", recipe("model_config:\n"))["model_config"] is None
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--data", LETTERS, "--data.count", "3", "--data.case", "upper"],
+        ["--data.case", "upper", "--data.count=3", "--data", LETTERS],
+        ["--data.class_path", LETTERS, "--data.init_args.count", "3", "--data.init_args.case", "upper"],
+        ["--data", f"{{class_path: {LETTERS}, init_args: {{count: 3, case: upper}}}}"],
+    ],
+)
+def test_a_data_module_is_named_and_built(argv: list[str]) -> None:
+    assert received("m", *argv)["data"] == Letters(3, "upper")
+
+
+def test_a_data_module_goes_by_its_short_name_too(tmp_path: Path) -> None:
+    data = received("m", "--data", "TextFiles", "--data.train_data_path", str(tmp_path))["data"]
+    assert (type(data).__name__, data.train_data_path) == ("TextFiles", tmp_path)
+
+
+def test_another_data_module_leaves_the_first_ones_own_arguments_behind(recipe: Any) -> None:
+    first = recipe("data:\n  class_path: TextFiles\n  init_args: {train_data_path: x, seed: 7}\n")
+    assert received("m", "--config", first, "--data", LETTERS, "--data.count", "3")["data"] == Letters(3, seed=7)
+
+
+def test_an_optimizer_arrives_by_name_or_as_class_path_and_init_args(recipe: Any) -> None:
+    assert received("m", "--optimizer", "SGD")["optimizer"] == "torch.optim.SGD"
+    adam = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-3}}
+    assert received("m", "--optimizer.lr", "1e-3")["optimizer"] == adam
+    text = "optimizer:\n  class_path: torch.optim.AdamW\n  init_args: {lr: 6e-4, betas: [0.9, 0.95]}\n"
+    got = received("m", "--config", recipe(text), "--optimizer.lr", "1e-3")["optimizer"]
+    assert got["init_args"] == {"lr": 1e-3, "betas": [0.9, 0.95]}
+
+
+def test_what_was_given_is_told_from_what_is_a_default(recipe: Any) -> None:
+    path = recipe("train: {lr_warmup_steps: 9, global_batch_size: 512, micro_batch_size: 2}\n")
+    assert received("m", "--config", path)["train"].given == {"micro_batch_size"}
+    assert received("m", "--train.lr_warmup_steps", "9")["train"].given == {"lr_warmup_steps"}
+
+
+# Older spellings ------------------------------------------------------------------------------------------------------
+
+
+def test_older_keys_become_the_optimizers(recipe: Any) -> None:
+    path = recipe("train: {learning_rate: 2e-4, weight_decay: 0.0, beta1: 0.8, beta2: 0.95}\n")
+    table = signature.read(train_it)
+    asked = request.read(table, ["m", "--config", path])
+    assert len(asked.warnings) == 3
+    assert all(f"{path}:1" in warning for warning in asked.warnings)
+    optimizer = parser.arguments(table, asked)["optimizer"]
+    assert optimizer["class_path"] == "torch.optim.AdamW"
+    assert optimizer["init_args"] == {"lr": 2e-4, "weight_decay": 0.0, "betas": [0.8, 0.95]}
+
+
+def test_a_newer_key_wins_over_an_older_one_of_the_same_recipe(recipe: Any) -> None:
+    path = recipe("train: {learning_rate: 1.0, beta1: null}\noptimizer: {class_path: SGD, init_args: {lr: 0.5}}\n")
+    assert received("m", "--config", path)["optimizer"]["init_args"]["lr"] == 0.5
+
+
+def test_an_option_that_lost_its_meaning_is_accepted_with_a_warning() -> None:
+    table = signature.read(train_it)
+    asked = request.read(table, ["m", "--force_conversion", "true"])
+    assert "--force_conversion" in asked.warnings[0]
+    assert parser.arguments(table, asked)["model_name"] == "m"
+
+
+# What is refused ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ([], "model_name is missing"),
+        (["m", "x"], "'x' stands alone"),
+        (["m", "--bogus", "1"], "--bogus"),
+        (["m", "--train.max_step", "5"], "'--train.max_steps'"),
+        (["m", "--max_steps", "5"], "'--train.max_steps'"),
+        (["m", "--over", "true"], "--over: there is no such option"),
+        (["m", "--seed"], "--seed: it needs a value"),
+        (["m", "--seed", "abc"], "--seed: 'abc' is not a whole number"),
+        (["m", "--seed", "1.5"], "--seed"),
+        (["m", "--out_dir="], "--out_dir"),
+        (["m", "--precision", "bf16"], "'bf16-true'"),
+        (["m", "--train.epochs", "-1"], "train.epochs is -1"),
+        (["m", "--train", "5"], "--train"),
+        (["m", "--data", "TextFile"], "'TextFiles'"),
+        (["m", "--data", "textfiles"], "'TextFiles'"),
+        (["m", "--data", "TextFiles"], "--data.train_data_path"),
+        (["m", "--data.count", "3"], "name the data module first"),
+        (["m", "--data", LETTERS, "--data.coumt", "3"], "'count'"),
+        (["m", "--data", LETTERS, "--data.count", "3", "--data.case", "uper"], "'upper'"),
+        (["m", "--optimizer", "AdmW"], "'AdamW'"),
+        (["m", "--optimizer.lrr", "1"], "'lr'"),
+        (["m", "--optimizer", "torch.nn.Linear"], "torch.optim.Optimizer"),
+        (["m", "--config"], "--config"),
+        (["m", "--config", "nowhere.yaml"], "--config nowhere.yaml"),
+    ],
+)
+def test_a_wrong_option_is_one_line_with_the_nearest_right_one(argv: list[str], words: str) -> None:
+    assert words in refusal(*argv)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("seed: 1\ntrain:\n  lr_warmup_step: 3\n", ":3: train.lr_warmup_step: ... 'train.lr_warmup_steps'"),
+        ("trian: {}\n", ":1: trian: ... 'train'"),
+        ("train:\n  max_steps: abc\n", ":2: train.max_steps: 'abc' is not a whole number or null"),
+        ("train:\n\n  max_time: -1\n", ":3: train.max_time is -1"),
+        ("train: 5\n", ":1: train: 5"),
+        ("model_config:\n  n_layr: 3\n", ":2: model_config.n_layr: ... 'model_config.n_layer'"),
+        ("model_config: []\n", ":1: model_config: []"),
+        ("model_config:\n  n_layer: -3\n", ":2: n_layer"),
+        ("data: [a]\n", ":1: data: ['a']"),
+        ("data:\n  class_path: litgpt.data.TextFile\n", ":2: ... 'TextFiles'"),
+        ("data:\n  class_path: TextFiles\n  init_args:\n    train_data_pth: x\n", ":4: ... 'train_data_path'"),
+        ("seed: 1\nseed: 2\n", ":2: 'seed' stands in line 1"),
+        ("seed: [1\n", ":2: this is not valid YAML"),
+        ("- 1\n", "mapping"),
+        ("", "mapping"),
+        ("seed: !!python/object/apply:os.system ['true']\n", ":1: this is not valid YAML"),
+        ("seed: 2001-99-99\n", ":1: "),
+        ("seed: &a [*a]\n", ":1: "),
+        ("log: &a {metadata: *a}\n", ":1: "),
+        ("\tseed: 1\n", ":1: this is not valid YAML"),
+        ("seed: \x00\n", "this is not valid YAML"),
+    ],
+)
+def test_a_wrong_recipe_is_one_line_with_its_place(recipe: Any, text: str, words: str) -> None:
+    path = recipe(text)
+    line = refusal("m", "--config", path)
+    assert path in line
+    for part in words.split(" ... "):
+        assert part in line
+
+
+def test_a_recipe_that_is_not_text_or_too_large_or_a_folder_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    for content in (b"seed: \xff\n", b"#" * (1 << 21)):
+        path.write_bytes(content)
+        assert str(path) in refusal("m", "--config", str(path))
+    assert str(tmp_path) in refusal("m", "--config", str(tmp_path))
+
+
+def test_aliases_that_multiply_are_refused_at_once(recipe: Any) -> None:
+    lists = "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12))
+    refusal("m", "--config", recipe("a0: &a0 [x]\n" + lists))
+    maps = "".join(f"a{n}: &a{n} {{{', '.join(f'k{i}: *a{n - 1}' for i in range(9))}}}\n" for n in range(1, 12))
+    refusal("m", "--config", recipe("a0: &a0 {x: 1}\n" + maps))
+
+
+@pytest.mark.parametrize("text", ["data", "optimizer", "log.metadata", "seed", "model_config.hf_config"])
+def test_a_recipe_cannot_have_foreign_code_run(text: str, recipe: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    (tmp_path / "canary_module.py").write_text(f"open({str(tmp_path / 'sang')!r}, 'w')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    inner = "{class_path: os.system, init_args: {command: 'touch sang'}}"
+    if text in ("log.metadata", "seed", "model_config.hf_config"):
+        inner = "{class_path: canary_module.X, init_args: {}}"  # a value that is no choice is never looked up
+    path = recipe(f"{text.replace('.', ': {')}: {inner}{'}' * text.count('.')}\n")
+    line = outcome("m", "--config", path)
+    assert line is None or path in line
+    assert not (tmp_path / "sang").exists()
+    assert "canary_module" not in sys.modules
+
+
+def test_a_class_of_the_standard_library_is_refused_without_importing_it(monkeypatch: Any) -> None:
+    assert "antigravity" not in sys.modules
+    assert "antigravity.fly" in refusal("m", "--data", "antigravity.fly")
+    assert "antigravity" not in sys.modules
+
+
+KEYS = [
+    "model_name",
+    "seed",
+    "train",
+    "max_steps",
+    "data",
+    "class_path",
+    "init_args",
+    "optimizer",
+    "lr",
+    "model_config",
+    "x",
+]
+SCALARS = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8), st.sampled_from(KEYS))
+TREES = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=4)
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(tree=st.dictionaries(st.sampled_from(KEYS), TREES, max_size=4))
+def test_any_recipe_is_taken_or_refused_in_one_line(tree: dict, tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(yaml.safe_dump(tree, allow_unicode=True))
+    line = outcome("m", "--config", str(path))
+    assert line is None or ("\n" not in line and (str(path) in line or "--data" in line))
+
+
+@settings(max_examples=150, deadline=None)
+@given(argv=st.lists(st.one_of(st.text(max_size=6), st.sampled_from([f"--{key}" for key in KEYS])), max_size=5))
+def test_any_command_line_is_taken_or_refused(argv: list[str]) -> None:
+    assert outcome(*argv) != ""
+
+
+# Recipes from a URL ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path == "/r.yaml" else 404)
+            self.end_headers()
+            self.wfile.write(b"model_name: far\nseed: 5\n")
+
+        def log_message(self, *args: Any) -> None: ...
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{httpd.server_port}"
+        httpd.shutdown()
+
+
+def test_a_recipe_may_lie_on_a_server(server: str) -> None:
+    assert received("--config", f"{server}/r.yaml", "--seed", "6")["seed"] == 6
+    assert "404" in refusal("--config", f"{server}/other.yaml")
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9/x.yaml", "http://", "https://127.0.0.1:9/x y", "http://[/x"])
+def test_a_server_out_of_reach_is_one_line(url: str) -> None:
+    assert f"--config {url}" in refusal("m", "--config", url)
+
+
+# Printing -------------------------------------------------------------------------------------------------------------
+
+
+def shown(capsys: Any, *argv: str, function: Any = train_it) -> str:
+    cli.run_command("train", function, argv)
+    return capsys.readouterr().out
+
+
+def test_print_config_is_a_recipe_for_the_same_run(capsys: Any, tmp_path: Path) -> None:
+    argv = ["m", "--data", LETTERS, "--data.count", "3", "--train.max_steps", "4", "--optimizer.lr", "1e-3"]
+    argv += ["--model_config.n_layer", "2", "--access_token", "hf_canary"]
+    text = shown(capsys, *argv, "--print_config")
+    assert "hf_canary" not in text
+    (tmp_path / "r.yaml").write_text(text)
+    again = received("--config", str(tmp_path / "r.yaml"), "--access_token", "hf_canary")
+    assert again == received(*argv)
+    assert shown(capsys, "--config", str(tmp_path / "r.yaml"), "--print_config") == text
+
+
+def test_help_shows_every_option_with_its_words(capsys: Any) -> None:
+    page = shown(capsys, "--help")
+    for words in (
+        "Usage: litgpt train MODEL_NAME",
+        "Which model.",
+        "--train.max_steps INT",
+        "Passes over the training",
+    ):
+        assert words in page
+    assert "--data.count" not in page
+    assert "--data.count INT" in shown(capsys, "-h", "--data", LETTERS)
+    assert "TEXTS... --out_dir PATH" in shown(capsys, "--help", function=join_it)
+
+
+# The boundary ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (InputError("one\ntwo"), 2, "error: one two\n"),
+        (MachineError("disk"), 3, "error: disk\n"),
+        (DivergedError("nan"), 4, "error: nan\n"),
+        (MemoryError(), 3, "train.micro_batch_size"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 3, "train.max_seq_length"),
+        (PermissionError(13, "Permission denied", "/x/y"), 2, "error: /x/y: Permission denied"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_an_error_is_one_line_and_a_status(
+    error: BaseException, status: int, line: str, monkeypatch: Any, capsys: Any
+) -> None:
+    def fail(argv: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "_run", fail)
+    monkeypatch.setattr(cli, "_discard_output", lambda: None)
+    assert cli.main([]) == status
+    err = capsys.readouterr().err
+    assert line in err
+    assert err.count("\n") == 1
+
+
+def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch: Any) -> None:
+    monkeypatch.setattr(cli, "_run", lambda argv: [][0])
+    with pytest.raises(IndexError):
+        cli.main([])
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [([], "no action"), (["frobnicate"], "'frobnicate'"), (["pretrian"], "'pretrain'"), (["serve", "x"], "'serve'")],
+)
+def test_an_action_that_is_not_there_is_one_line(argv: list[str], words: str, capsys: Any) -> None:
+    assert cli.main(argv) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert words in last
+
+
+def test_the_overview_names_every_action(capsys: Any) -> None:
+    assert cli.main(["--help"]) == 0
+    page = capsys.readouterr().out
+    assert all(action in page for action in commands.COMMANDS)
+    assert cli.main(["--version"]) == 0
+
+
+def process(*argv: str, stdout: Any = subprocess.PIPE) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "litgpt", *argv]
+    return subprocess.run(
+        command, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=60, cwd=Path(__file__).parents[1]
+    )
+
+
+def test_a_full_disk_is_status_3() -> None:
+    if not os.path.exists("/dev/full"):
+        pytest.skip("no /dev/full")
+    with open("/dev/full", "w") as full:
+        done = process("--help", stdout=full)
+    assert done.returncode == 3
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_closed_pipe_is_quiet() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    done = process("--help", stdout=write)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+AVAILABLE = [action for action, (target, _) in commands.COMMANDS.items() if target]
+
+
+@pytest.mark.parametrize("action", AVAILABLE)
+def test_every_action_shows_its_help_with_words_on_every_option(action: str) -> None:
+    function = cli._function(action)
+    table = signature.read(function)
+    headline, _, words = signature.documentation(function)
+    assert headline
+    assert set(table.names) <= words.keys(), f"without words: {set(table.names) - words.keys()}"
+    done = process(action, "--help")
+    assert done.returncode == 0, done.stderr
+    assert f"litgpt {action}" in done.stdout
+
+
+def test_a_command_that_is_chosen_loads_its_own_module_alone() -> None:
+    script = "import sys; from litgpt.cli import main; main(['train_tokenizer', '--help']); print('=', *sys.modules)"
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    loaded = out.rsplit("= ", 1)[1].split()
+    assert "litgpt.scripts.train_tokenizer" in loaded
+    assert not {"litgpt.pretrain", "litgpt.generate.base", "torch"} & {*loaded}
