@@ -1,0 +1,253 @@
+"""`litgpt generate` and `litgpt chat`, called as the command line calls them."""
+
+import io
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from litgpt.chat import base as chat
+from litgpt.errors import InputError, MissingError
+from litgpt.generate import base as generate
+from litgpt.generate.session import load_session
+from tests.makers.checkpoints import make_hf_checkpoint
+from tests.makers.configs import shrunk
+from tests.makers.tokenizers import train_tiny_tokenizer
+
+CONTEXT = 64
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    """A random model whose text is nonsense, with a real tokenizer."""
+    home = tmp_path_factory.mktemp("generate")
+    config = shrunk("pythia-14m", vocab_size=300, padded_vocab_size=320)
+    return make_hf_checkpoint(home / "T", config, tokenizer_dir=train_tiny_tokenizer(home / "tokenizer"))
+
+
+def test_the_text_of_a_prompt_goes_on_and_a_seed_repeats_it(checkpoint, capsys):
+    outputs = []
+    for seed in (1, 1, 2):
+        generate.main(checkpoint, "The mill", max_new_tokens=12, seed=seed)
+        outputs.append(capsys.readouterr())
+    assert outputs[0].out.startswith("The mill")
+    assert outputs[0].out == outputs[1].out != outputs[2].out
+    assert "12 tokens in" in outputs[0].err
+
+
+def test_samples_differ_and_greedy_ones_do_not(checkpoint, capsys):
+    generate.main(checkpoint, "a", num_samples=2, max_new_tokens=8)
+    sampled = capsys.readouterr().out.rstrip("\n").split("\na")
+    generate.main(checkpoint, "a", num_samples=2, max_new_tokens=8, temperature=0)
+    greedy = capsys.readouterr().out
+    assert sampled[0] != "a" + sampled[1]
+    assert greedy[: len(greedy) // 2] == greedy[len(greedy) // 2 :]
+
+
+def test_what_is_streamed_is_the_decoded_answer(checkpoint):
+    from litgpt.generate.sampling import Sampling
+
+    session = load_session(checkpoint)
+    messages = [{"role": "user", "content": "é😀漢字"}]
+    for seed in range(8):
+        pieces = list(session.answer(messages, Sampling(1.5, seed=seed), max_new_tokens=25))
+        ids = list(session.engine.generate(session.encode(messages), Sampling(1.5, seed=seed), max_new_tokens=25))
+        stop = next((i for i, token in enumerate(ids) if token in session.tokenizer.eos_ids), len(ids))
+        assert "".join(pieces) == session.tokenizer.decode(ids[:stop])
+
+
+def test_a_stop_text_split_over_tokens_is_never_shown(checkpoint):
+    from litgpt.generate.sampling import Sampling
+
+    session = load_session(checkpoint)
+    messages = [{"role": "user", "content": "The river"}]
+    free = "".join(session.answer(messages, Sampling(0.9, seed=5), max_new_tokens=30))
+    for start in range(3, 12, 2):
+        stop = free[start : start + 3]
+        cut = "".join(session.answer(messages, Sampling(0.9, seed=5), max_new_tokens=30, stop=[stop]))
+        assert cut == free[: free.index(stop)]
+
+
+def test_the_newest_of_several_end_tokens_stops_too(checkpoint, tmp_path):
+    """generation_config.json may list several."""
+    import json
+    import shutil
+
+    from litgpt.generate.sampling import Sampling
+
+    session = load_session(checkpoint)
+    ids = list(session.engine.generate([5, 6], Sampling(0), max_new_tokens=6))
+    copied = Path(shutil.copytree(checkpoint, tmp_path / "T"))
+    (copied / "generation_config.json").write_text(json.dumps({"eos_token_id": [0, ids[2]]}))
+    stopping = load_session(copied)
+    text = "".join(
+        stopping.answer([{"role": "user", "content": session.tokenizer.decode([5, 6])}], Sampling(0), max_new_tokens=6)
+    )
+    assert stopping.tokenizer.encode(session.tokenizer.decode([5, 6])) == [5, 6]
+    assert text == session.tokenizer.decode(ids[: ids.index(ids[2])])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"max_new_tokens": -1}, ["max_new_tokens", "-1"]),
+        ({"max_new_tokens": 10**9}, ["max_new_tokens", str(CONTEXT)]),
+        ({"prompt": "mill " * 200}, ["tokens", str(CONTEXT), "max_new_tokens"]),
+        ({"top_k": 0}, ["top_k"]),
+        ({"temperature": -1.0}, ["temperature"]),
+        ({"num_samples": 0}, ["num_samples"]),
+        ({"precision": "bf16-treu"}, ["precision", "bf16-true"]),
+        ({"quantize": "bnb.nf4"}, ["--quantize"]),
+        ({"prompt_style": "alpaka"}, ["alpaca"]),
+    ],
+)
+def test_a_wrong_option_is_one_line_that_names_it(checkpoint, options, words):
+    with pytest.raises(InputError) as caught:
+        generate.main(checkpoint, **({"prompt": "a", "max_new_tokens": 5} | options))
+    assert "\n" not in str(caught.value)
+    assert all(word in str(caught.value) for word in words)
+
+
+def test_nothing_is_a_prompt_too(checkpoint, capsys):
+    generate.main(checkpoint, "", max_new_tokens=3)
+    assert capsys.readouterr().out
+    generate.main(checkpoint, "a", max_new_tokens=0)
+    assert capsys.readouterr().out == "a\n"
+
+
+def test_weights_that_are_not_numbers_are_refused(checkpoint, tmp_path):
+    import shutil
+
+    copied = Path(shutil.copytree(checkpoint, tmp_path / "T"))
+    tensors = load_file(copied / "model.safetensors")
+    tensors["gpt_neox.final_layer_norm.weight"][0] = torch.nan
+    save_file(tensors, copied / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match="not finite"):
+        generate.main(copied, "a", max_new_tokens=3)
+
+
+def test_a_missing_checkpoint_names_the_command_that_makes_one(tmp_path):
+    with pytest.raises(MissingError, match="litgpt"):
+        generate.main(tmp_path / "nowhere")
+
+
+def test_a_model_that_does_not_fit_is_refused_before_it_is_read(checkpoint, monkeypatch):
+    monkeypatch.setattr("litgpt.launch.Machine.free_memory", lambda self: 10_000)
+    monkeypatch.setattr("litgpt.generate.session.load_model", lambda *a, **k: pytest.fail("weights were read"))
+    with pytest.raises(InputError, match=r"memory|kB|fit"):
+        generate.main(checkpoint, "a")
+
+
+def say(monkeypatch, text: str) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+
+
+def test_a_piped_chat_answers_each_line_and_remembers(checkpoint, monkeypatch, capsys):
+    seen: list[list[str]] = []
+    original = chat.Chat.messages
+    monkeypatch.setattr(
+        chat.Chat, "messages", lambda self: seen.append([m["content"] for m in self.history]) or original(self)
+    )
+    say(monkeypatch, "one\n\ntwo\n/reset\nthree\n")
+    chat.main(checkpoint, max_new_tokens=4, seed=1)
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) >= 3
+    assert err.strip() == "The conversation starts anew."
+    assert [s[0] for s in seen] == ["one"] * (len(seen) - 1) + ["three"]
+    assert any(len(s) == 3 and s[2] == "two" for s in seen)
+    assert seen[-1] == ["three"]
+
+
+def test_a_message_too_long_keeps_the_conversation(checkpoint, monkeypatch, capsys):
+    say(monkeypatch, "mill " * 100 + "\nhello\n")
+    chat.main(checkpoint, max_new_tokens=4)
+    out, err = capsys.readouterr()
+    assert err.startswith("error: ")
+    assert str(CONTEXT) in err
+    assert out.strip("\n")
+
+
+def test_a_full_context_forgets_the_oldest_exchange_and_says_so(checkpoint, monkeypatch, capsys):
+    say(monkeypatch, "the river ran past the mill\n" * 6)
+    chat.main(checkpoint, max_new_tokens=8)
+    err = capsys.readouterr().err
+    assert "forgotten" in err
+    assert "error" not in err
+
+
+def test_a_message_of_many_lines(checkpoint, monkeypatch, capsys):
+    heard: list[str] = []
+    monkeypatch.setattr(chat.Chat, "say", lambda self, message: heard.append(message))
+    say(monkeypatch, "one\ntwo\n!submit\nthree\n!submit\nfour\n")
+    chat.main(checkpoint, multiline=True)
+    assert heard == ["one\ntwo", "three", "four"]
+
+
+class Terminal:
+    """A chat in a real terminal."""
+
+    def __init__(self, *arguments: str) -> None:
+        self.master, slave = pty.openpty()
+        command = [sys.executable, "-m", "litgpt", "chat", *arguments]
+        self.process = subprocess.Popen(
+            command, stdin=slave, stdout=slave, stderr=slave, close_fds=True, start_new_session=True,
+            preexec_fn=lambda: __import__("fcntl").ioctl(0, __import__("termios").TIOCSCTTY, 0),
+            env=os.environ | {"TERM": "dumb"},
+        )  # fmt: skip
+        os.close(slave)
+        self.text = ""
+
+    def until(self, words: str, seconds: float = 60) -> str:
+        """Read until `words` come; what was read."""
+        end, read = time.monotonic() + seconds, ""
+        while words not in read:
+            assert time.monotonic() < end, f"{words!r} did not come; so far:\n{self.text}"
+            if select.select([self.master], [], [], 0.2)[0]:
+                piece = os.read(self.master, 4096).decode(errors="replace")
+                read += piece
+                self.text += piece
+        return read
+
+    def type(self, text: str) -> None:
+        os.write(self.master, text.encode())
+
+    def leave(self) -> int:
+        status = self.process.wait(timeout=30)
+        os.close(self.master)
+        return status
+
+
+def endless(checkpoint: Path) -> Path:
+    """Change a model so that it likes every token alike, but never the end of the text (id 0)."""
+    file = checkpoint / "model.safetensors"
+    tensors = load_file(file)
+    for name in ("gpt_neox.final_layer_norm.weight", "gpt_neox.final_layer_norm.bias", "embed_out.weight"):
+        tensors[name].zero_()
+    tensors["gpt_neox.final_layer_norm.bias"][1] = 1
+    tensors["embed_out.weight"][0, 1] = -100
+    save_file(tensors, file, metadata={"format": "pt"})
+    return checkpoint
+
+
+def test_in_a_terminal_an_interrupt_stops_the_answer_and_the_end_of_input_leaves(tmp_path):
+    config = shrunk("pythia-14m", vocab_size=300, padded_vocab_size=320, block_size=100_000)
+    tokenizer = train_tiny_tokenizer(tmp_path / "tokenizer")
+    checkpoint = endless(make_hf_checkpoint(tmp_path / "T", config, tokenizer_dir=tokenizer))
+    terminal = Terminal(str(checkpoint), "--max_new_tokens", "40000")
+    terminal.until(">> Prompt")
+    for _ in range(2):
+        terminal.type("hello\n")
+        time.sleep(1.0)
+        os.killpg(terminal.process.pid, signal.SIGINT)
+        assert "(stopped)" in terminal.until(">> Prompt")
+    terminal.type("\x04")
+    assert terminal.leave() == 0
+    assert "Traceback" not in terminal.text
