@@ -58,7 +58,7 @@ def main(
         checkpoint_dir, precision=precision, prompt_style=prompt_style, max_new_tokens=max_new_tokens
     )
     chat = Chat(session, sampling, max_new_tokens, sys_prompt)
-    by_hand = sys.stdin.isatty()
+    by_hand = sys.stdin.isatty() and sys.stdout.isatty()
     if by_hand:
         print(f"Chatting with {session.config.name or checkpoint_dir}.\n{HELP}", file=sys.stderr)
     for message in messages(by_hand=by_hand, multiline=multiline):
@@ -93,14 +93,13 @@ def _read(*, by_hand: bool, multiline: bool) -> str:
     """One message, stripped. Raises EOFError at the end of the input."""
     if by_hand:
         import readline  # noqa: F401  gives input() history and line editing
-
-        print(">> Prompt" + (" (end with !submit):" if multiline else ": "), end="", file=sys.stderr, flush=True)
+    prompt = ">> Prompt: " if by_hand else ""
     if not multiline:
-        return input().strip()
+        return input(prompt).strip()
     lines: list[str] = []
     while True:
         try:
-            line = input()
+            line = input("" if lines else prompt)
         except EOFError:
             if lines:
                 break
