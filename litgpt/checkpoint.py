@@ -5,6 +5,7 @@ Knows files and tensors, not how a model is trained or used. `storage.py` sees t
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import sys
@@ -14,23 +15,31 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 import yaml
 from torch import Tensor
 
-from litgpt import weights
+from litgpt import prompts, weights
 from litgpt.config import Config
 from litgpt.errors import InputError, MissingError, UserError, near_miss
 from litgpt.model import GPT
-from litgpt.storage import FORMAT_VERSION, atomic_dir, inside, read_json, recover, require_version, verify, write_json
+from litgpt.prompts import PromptStyle
+from litgpt.storage import (
+    FORMAT_VERSION,
+    atomic_dir,
+    disk_errors,
+    inside,
+    read_json,
+    recover,
+    require_version,
+    verify,
+    write_json,
+)
 from litgpt.tokenizer import Tokenizer
 from litgpt.weights import Entry
-
-if TYPE_CHECKING:
-    from litgpt.prompts import PromptStyle
 
 T = TypeVar("T")
 
@@ -51,9 +60,9 @@ def find(path: str | Path) -> Path:
     places = [Path(path), Path("checkpoints") / path]
     for place in places:
         whole = recover(place)
-        if whole.is_dir():
+        if os.path.isdir(whole):
             return whole
-        if whole.is_file():
+        if os.path.isfile(whole):
             return whole.parent
     near = near_miss(str(path), map(str, _neighbours(Path(path))))
     raise MissingError(f"no checkpoint at {places[0]} or {places[1]}{near}; {_HOW}")
@@ -61,7 +70,7 @@ def find(path: str | Path) -> Path:
 
 def _neighbours(path: Path) -> Iterable[Path]:
     """Directories beside `path`, and what was downloaded, as find() takes it."""
-    beside = path.parent.glob("[!.]*/") if path.parent.is_dir() else ()
+    beside = path.parent.glob("[!.]*/") if os.path.isdir(path.parent) else ()
     downloaded = (place.relative_to("checkpoints") for place in Path("checkpoints").glob("*/*/"))
     return chain(beside, downloaded)
 
@@ -275,7 +284,7 @@ def _gathered(tensor: Tensor) -> Tensor:
 
 def _write_configs(new: Path, config: Config, dtype: torch.dtype, tokenizer_dir: str | Path | None) -> None:
     tokenizer = None if tokenizer_dir is None else Tokenizer(tokenizer_dir)
-    ids = {} if tokenizer is None else _token_ids(tokenizer)
+    ids = _token_ids(tokenizer)
     # the older key: every reader knows it
     write_json(new / "config.json", {**config.to_hf(), **ids, "torch_dtype": str(dtype).removeprefix("torch.")})
     (new / "model_config.yaml").write_text(yaml.safe_dump(config.to_dict()), encoding="utf-8")
@@ -291,14 +300,14 @@ def _write_configs(new: Path, config: Config, dtype: torch.dtype, tokenizer_dir:
         write_json(new / "generation_config.json", ids)
 
 
-def _token_ids(tokenizer: Tokenizer) -> dict[str, Any]:
-    ends = list(tokenizer.eos_ids)
-    ids = {
-        "bos_token_id": tokenizer.bos_id,
+def _token_ids(tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """Null where nothing is known: left out, readers would take the family's usual ids, which need not exist here."""
+    ends = [] if tokenizer is None else list(tokenizer.eos_ids)
+    return {
+        "bos_token_id": tokenizer and tokenizer.bos_id,
         "eos_token_id": ends[0] if len(ends) == 1 else ends or None,
-        "pad_token_id": tokenizer.pad_id,
+        "pad_token_id": tokenizer and tokenizer.pad_id,
     }
-    return {name: found for name, found in ids.items() if found is not None}
 
 
 def _write_story(new: Path, hyperparameters: Mapping[str, Any] | None, prompt_style: PromptStyle | None) -> None:
@@ -306,8 +315,6 @@ def _write_story(new: Path, hyperparameters: Mapping[str, Any] | None, prompt_st
         shown = {name: value for name, value in hyperparameters.items() if name != "access_token"}
         (new / "hyperparameters.yaml").write_text(yaml.safe_dump(shown, sort_keys=False), encoding="utf-8")
     if prompt_style is not None:
-        from litgpt import prompts
-
         prompts.save(prompt_style, new)
 
 
@@ -417,7 +424,7 @@ def shared_dir(target: str | Path, *, overwrite: bool = False, need: int = 0) ->
     """`atomic_dir` for all ranks of a process group: one directory, which becomes `target` when all ended well."""
     with ExitStack() as stack:
         new = _on_rank_0(lambda: stack.enter_context(atomic_dir(target, overwrite=overwrite, need=need)))
-        with _all_or_none():
+        with _all_or_none(), disk_errors(Path(target), new, need):
             yield new
         _on_rank_0(stack.close)
 

@@ -44,12 +44,12 @@ def atomic_dir(target: str | Path, *, overwrite: bool = False, need: int = 0) ->
     """
     target = Path(target).resolve()
     new = _new(target)
-    with _disk_errors(target, new, need):
+    with disk_errors(target, new, need):
         recover(target)
         _require_free(target, overwrite)
         lock = _start(target, new)
     try:
-        with _disk_errors(target, new, need):
+        with disk_errors(target, new, need):
             _require_room(target, need)
             yield new
             seal(new)
@@ -68,7 +68,7 @@ def atomic_file(path: str | Path, *, need: int = 0) -> Iterator[Path]:
     if path.is_dir():
         raise InputError(f"{path} is a directory, a file is to be written there; choose another name")
     try:
-        with _disk_errors(path, new, need):
+        with disk_errors(path, new, need):
             path.parent.mkdir(parents=True, exist_ok=True)
             _require_room(path, need)
             yield new
@@ -89,7 +89,7 @@ def recover(target: str | Path) -> Path:
     """Puts back the copy that a kill left aside between the two renames of a replacement. Returns where the whole one
     is: `target`, or the copy itself where the disk is read-only or the replacing goes on this moment."""
     target = Path(target)
-    if os.path.isdir(_old(target)) and _is_free(target):
+    if target.name and os.path.isdir(_old(target)) and _is_free(target):
         if _is_locked(_new(target)):
             return _old(target)
         try:
@@ -191,8 +191,9 @@ def _require_room(target: Path, need: int) -> None:
 
 
 @contextmanager
-def _disk_errors(target: Path, new: Path, need: int) -> Iterator[None]:
-    """Turns an OSError of the disk into one line that names the path and the bytes it takes; lets all others pass."""
+def disk_errors(target: Path, new: Path, need: int) -> Iterator[None]:
+    """Turns an OSError of the disk, while `new` is written to become `target`, into one line that names the path and
+    the bytes it takes; lets all others pass."""
     try:
         yield
     except UserError:

@@ -31,7 +31,7 @@ Fetch = Callable[[str], Tensor]
 
 HEAD, EMBEDDING = "lm_head.weight", "transformer.wte.weight"
 INDEX = "model.safetensors.index.json"
-_READ_AT_ONCE = 1 << 24  # elements
+_READ_AT_ONCE = 1 << 19  # elements
 _AGAIN = "copy or download it again"
 
 
@@ -155,10 +155,11 @@ def _name_of(name: str, config: Config, kind: str) -> str:
 def _spellings(config: Config, found: Shapes) -> dict[str, str]:
     """The name in the equations -> as the files spell it, without the tensors that hold no weight of ours."""
     family = families.family(config.family)
+    ignored = [pattern.replace("{n_layer}", str(config.n_layer)) for pattern in family.ignored]
     spellings = {}
     for name in found:
         standard = next((new + name[len(old) :] for old, new in family.prefixes if name.startswith(old)), name)
-        if not any(fnmatchcase(n, pattern) for n in (name, standard) for pattern in family.ignored):
+        if not any(fnmatchcase(n, pattern) for n in (name, standard) for pattern in ignored):
             spellings[standard] = name
     return spellings
 
@@ -258,6 +259,10 @@ class SafetensorsFile:
         with open(self.path, "rb") as file:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
 
+    @cached_property
+    def _scratch(self) -> Tensor:
+        return torch.empty(8 * _READ_AT_ONCE, dtype=torch.uint8)
+
     def fetch(self, name: str) -> Tensor:
         entry = self.entries[name]
         if entry.nbytes == 0 or entry.start % entry.dtype.itemsize:
@@ -271,10 +276,10 @@ class SafetensorsFile:
         with open(self.path, "rb") as file:
             file.seek(entry.start)
             for part in out.view(-1).split(_READ_AT_ONCE):
-                raw = part if dtype == entry.dtype else torch.empty_like(part, dtype=entry.dtype)
-                if raw.numel() and file.readinto(_bytes_of(raw)) != raw.nbytes:
+                raw = part if dtype == entry.dtype else self._scratch[: part.numel() * entry.dtype.itemsize]
+                if file.readinto(_bytes_of(raw)) != raw.nbytes:
                     raise InputError(f"{self.path} became shorter while it was read; {_AGAIN}")
-                part.copy_(raw)  # of a part onto itself: nothing
+                part.copy_(raw.view(entry.dtype))  # of a part onto itself: nothing
         return out
 
 

@@ -9,17 +9,47 @@ from typing import Any
 import torch
 import yaml
 
+from litgpt import families
 from litgpt.config import Config
 from litgpt.model import GPT
 from litgpt.storage import read_json, write_json
 from tests.makers.configs import shrunk
+
+_DEEPSEEK = {
+    "model_type": "deepseek_v3",
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "first_k_dense_replace": 1,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "intermediate_size": 48,
+    "moe_intermediate_size": 16,
+    "max_position_embeddings": 64,
+    "vocab_size": 128,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_group": 2,
+    "topk_group": 1,
+    "q_lora_rank": 12,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 12,
+}
+CONFIGS = {
+    **{family.name: shrunk(family.rows[0]["name"]) for family in families.FAMILIES if family.rows},
+    "deepseek_v3": Config.from_hf(_DEEPSEEK),
+    "deepseek_v3-no-query-latent": Config.from_hf({**_DEEPSEEK, "q_lora_rank": None}),
+}
+"""One tiny config of each family."""
 
 
 def hf_model(config: Config, seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:
     """A random `transformers` model of our config."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    described = config.to_hf()
+    # the usual ids of some families lie beyond a tiny vocabulary
+    described = config.to_hf() | dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         theirs = AutoConfig.for_model(described.pop("model_type"), **described)
@@ -64,7 +94,7 @@ def random_gpt(config: Config, seed: int = 0, dtype: torch.dtype = torch.float32
 
 
 def make_litgpt_checkpoint(directory: Path, model: Config | str, seed: int = 0, *, legacy: bool = False) -> Path:
-    """`lit_model.pth` and `model_config.yaml` as LitGPT 0.5 wrote them; `legacy`: with the older, grouped `attn.attn`."""
+    """`lit_model.pth` and `model_config.yaml` as LitGPT 0.5 wrote them; `legacy`: with the older `attn.attn`."""
     from litgpt.model import concat_to_grouped
 
     config = shrunk(model) if isinstance(model, str) else model
