@@ -373,7 +373,7 @@ class HuggingFaceBackend:
 
     def _encode_cut(self, text: str, continues: bool) -> Encoded:
         """Plain ids of a text cut behind the first character of every control token, so that none is whole."""
-        matcher = _any_of(self.control)
+        matcher = any_of(self.control)
         cuts = [0, *(found.start() + 1 for found in matcher.finditer(text)), len(text)] if matcher else [0, len(text)]
         pieces = [
             (start, self._encode_part(text[start:end], False, continues or start > 0))
@@ -500,7 +500,7 @@ class SentencePieceBackend:
 
     @cached_property
     def _matchers(self) -> tuple[re.Pattern[str] | None, re.Pattern[str] | None]:
-        return _any_of(set(self._added) - self.control), _any_of(self._added)
+        return any_of(set(self._added) - self.control), any_of(self._added)
 
     def decode(self, ids: list[int]) -> str:
         text = ""
@@ -636,7 +636,7 @@ def _steers(token: str, templates: str) -> bool:
     return not token.isspace() and (token in templates or bool(MARKER.fullmatch(token)))
 
 
-def _any_of(tokens: Iterable[str]) -> re.Pattern[str] | None:
+def any_of(tokens: Iterable[str]) -> re.Pattern[str] | None:
     """A pattern that finds the longest of these tokens, as one group."""
     longest_first = sorted(filter(None, tokens), key=len, reverse=True)
     return re.compile(f"({'|'.join(map(re.escape, longest_first))})") if longest_first else None

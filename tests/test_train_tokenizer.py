@@ -90,5 +90,5 @@ def test_bad_arguments_are_named(text, tmp_path):
 
 
 def test_it_needs_no_torch():
-    code = "import sys, litgpt.scripts.train_tokenizer; sys.exit('torch' in sys.modules)"
+    code = "import sys, litgpt.scripts.train_tokenizer, litgpt.prompts; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
