@@ -60,7 +60,8 @@ def main(
     chat = Chat(session, sampling, max_new_tokens, sys_prompt)
     by_hand = sys.stdin.isatty() and sys.stdout.isatty()
     if by_hand:
-        print(f"Chatting with {session.config.name or checkpoint_dir}.\n{HELP}", file=sys.stderr)
+        sending = "\nA line that says !submit sends the message." if multiline else ""
+        print(f"Chatting with {session.config.name or checkpoint_dir}.\n{HELP}{sending}", file=sys.stderr)
     for message in messages(by_hand=by_hand, multiline=multiline):
         if message == "/quit":
             return
