@@ -149,16 +149,15 @@ class TrainArgs(_Args):
         if "micro_batch_size" in self.given:
             return self
         if "global_batch_size" not in self.given:
-            most = min([self.micro_batch_size, *(n // world_size for n in samples.values())])
-            return self._replaced(micro_batch_size=max(1, most))
+            most = min([self.micro_batch_size, *(n // WORTHWHILE_STEPS // world_size for n in samples.values())])
+            return self._replaced(micro_batch_size=_largest_divisor(self.micro_batch_size, max(most, 1)))
         per_rank, rest = divmod(self.global_batch_size, world_size)
         if rest or not per_rank:
             raise InputError(
                 f"train.global_batch_size {self.global_batch_size} cannot be shared equally by devices x num_nodes = "
                 f"{world_size}; make it a multiple of {world_size}"
             )
-        fitting = [n for n in range(1, self.micro_batch_size + 1) if per_rank % n == 0]
-        return self._replaced(micro_batch_size=fitting[-1])
+        return self._replaced(micro_batch_size=_largest_divisor(per_rank, self.micro_batch_size))
 
     def _with_global_batch(self, world_size: int, samples: Mapping[str, int]) -> TrainArgs:
         unit = self.micro_batch_size * world_size
@@ -261,6 +260,10 @@ _TRAIN_LEAST = {
     "skip_nonfinite": 0,
     "keep_last": 1,
 }
+
+
+def _largest_divisor(number: int, most: int) -> int:
+    return next(n for n in range(min(number, most), 0, -1) if number % n == 0)
 
 
 def _require_at_least(group: str, args: _Args, least: Mapping[str, int]) -> None:

@@ -235,6 +235,59 @@ def test_older_keys_become_the_optimizers(recipe: Any) -> None:
     assert optimizer["init_args"] == {"lr": 2e-4, "weight_decay": 0.0, "betas": [0.8, 0.95]}
 
 
+OLDER_RECIPE = """
+checkpoint_dir: checkpoints/meta-llama/Llama-2-7b-hf
+out_dir: out/finetune/qlora
+quantize: bnb.nf4
+lora_r: 32
+lora_dropout: 0.05
+lora_query: true
+data:
+  class_path: tests.test_cli.Letters
+  init_args: {count: 3, seed: 42}
+train:
+  save_interval: 200
+  global_batch_size: 8
+  micro_batch_size: 2
+  lr_warmup_steps: 10
+  epochs: 4
+  max_tokens: null
+  max_seq_length: 512
+  tie_embeddings: null
+  learning_rate: 0.0002
+  weight_decay: 0.0
+  beta1: 0.9
+  beta2: 0.95
+  min_lr: 6.0e-05
+eval: {interval: 100, max_new_tokens: 100, max_iters: 100}
+seed: 1337
+"""
+
+
+def finetune_it(
+    checkpoint_dir: Path,
+    out_dir: Path = Path("out"),
+    quantize: Literal["bnb.nf4", "bnb.int8-training"] | None = None,
+    lora_r: int = 8,
+    lora_dropout: float = 0.05,
+    lora_query: bool = True,
+    data: DataModule | None = None,
+    train: TrainArgs = TrainArgs.as_default(global_batch_size=16, micro_batch_size=1, epochs=5),
+    eval: EvalArgs = EvalArgs.as_default(interval=100, max_new_tokens=100),
+    optimizer: str | dict = "AdamW",
+    seed: int = 1337,
+) -> None:
+    """Finetune something."""
+
+
+def test_a_recipe_of_an_earlier_version_runs_as_it_stands_and_with_options_on_top(recipe: Any) -> None:
+    got = received("--config", recipe(OLDER_RECIPE), "--lora_r", "4", function=finetune_it)
+    assert (got["lora_r"], got["quantize"], got["data"]) == (4, "bnb.nf4", Letters(3, seed=42))
+    assert (got["train"].epochs, got["train"].max_tokens, got["train"].min_lr) == (4, None, 6e-5)
+    arguments = {"lr": 2e-4, "weight_decay": 0.0, "betas": [0.9, 0.95]}
+    assert got["optimizer"] == {"class_path": "torch.optim.AdamW", "init_args": arguments}
+
+
 def test_a_newer_key_wins_over_an_older_one_of_the_same_recipe(recipe: Any) -> None:
     path = recipe("train: {learning_rate: 1.0, beta1: null}\noptimizer: {class_path: SGD, init_args: {lr: 0.5}}\n")
     assert received("m", "--config", path)["optimizer"]["init_args"]["lr"] == 0.5
@@ -245,6 +298,18 @@ def test_an_option_that_lost_its_meaning_is_accepted_with_a_warning() -> None:
     asked = request.read(table, ["m", "--force_conversion", "true"])
     assert "--force_conversion" in asked.warnings[0]
     assert parser.arguments(table, asked)["model_name"] == "m"
+
+
+HUB = Path(__file__).parents[1] / "config_hub"
+
+
+@pytest.mark.parametrize("path", sorted(HUB.glob("pretrain/*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_of_the_hub_says_what_its_command_takes(path: Path, tmp_path: Path) -> None:
+    text = ["--data", "TextFiles", "--data.train_data_path", str(tmp_path)]
+    got = received("--config", str(path), *text, function=cli._function("pretrain"))
+    values = yaml.safe_load(path.read_text())
+    assert got["model_name"] == values["model_name"]
+    assert got["train"].global_batch_size == values["train"]["global_batch_size"]
 
 
 # What is refused ------------------------------------------------------------------------------------------------------
