@@ -37,14 +37,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _farewell("interrupted", 130)
     except BrokenPipeError:
-        _discard_output()
+        _settle_output()
         return 141
     except Exception as e:
         mended = _as_user_error(e)
         if mended is None:
             raise
-        if isinstance(e, OSError):
-            _discard_output()  # what could not be written cannot be flushed at exit either
+        _settle_output()
         return _farewell(f"error: {' '.join(str(mended).split())}", mended.exit_status)
     return 0
 
@@ -121,5 +120,9 @@ def _farewell(line: str, status: int) -> int:
     return status
 
 
-def _discard_output() -> None:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _settle_output() -> None:
+    """Write out what was printed; where that fails, drop it: Python would try again at exit, and complain."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

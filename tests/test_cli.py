@@ -535,7 +535,6 @@ def test_an_error_is_one_line_and_a_status(
         raise error
 
     monkeypatch.setattr(cli, "_run", fail)
-    monkeypatch.setattr(cli, "_discard_output", lambda: None)
     assert cli.main([]) == status
     err = capsys.readouterr().err
     assert line in err
