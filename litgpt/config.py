@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ import yaml
 
 from litgpt import families
 from litgpt.errors import InputError, InputTypeError, MissingError, near_miss
-from litgpt.families.tables import scaling_kind
+from litgpt.families.tables import MOST_LAYERS, scaling_kind
 
 CHOICES = {
     "norm_class_name": ("LayerNorm", "RMSNorm"),
@@ -203,8 +204,10 @@ class Config:
         family, row = families.by_name(name)
         _check_keys(overrides)
         fields = {k: v for k, v in row.items() if k in FIELDS} | overrides
-        agrees = all(fields.get(k, trait) == trait for k, trait in family.traits.items())
-        return cls(**{"family": family.name if agrees else "", **_copied(fields)})
+        config = cls(**{"family": family.name, **_copied(fields)})
+        if overrides and _written(config, family)[1]:
+            config.family = _infer_family(config)  # the overrides made it another kind of model
+        return config
 
     @classmethod
     def from_hf(cls, source: Mapping[str, Any] | str | Path, **overrides: Any) -> Config:
@@ -221,8 +224,8 @@ class Config:
         """From a `model_config.yaml`, of this or an earlier LitGPT."""
         fields = _read_yaml(Path(path))
         with _said_of(str(path)):
-            _check_keys(fields)
-            return cls(**{**_with_later_fields(fields), **overrides})
+            _check_keys({**fields, **overrides})
+            return cls(**{**_with_later_fields(_with_numbers(fields)), **overrides})
 
     @classmethod
     def from_checkpoint(cls, directory: str | Path, **overrides: Any) -> Config:
@@ -312,13 +315,15 @@ def _check_number(config: Config, name: str, found: float, words: str) -> None:
 
 
 def _derive_sizes(config: Config) -> None:
+    if config.n_layer > MOST_LAYERS:
+        raise _refuse(config, "n_layer", f"must be at most {MOST_LAYERS}")
     if config.head_size is None:
         if config.n_embd % config.n_head:
             raise _refuse(config, "n_head", f"must divide n_embd {config.n_embd} (or give head_size)")
         config.head_size = config.n_embd // config.n_head
     if config.padded_vocab_size is None:
         multiple = config.padding_multiple
-        config.padded_vocab_size = math.ceil(config.vocab_size / multiple) * multiple
+        config.padded_vocab_size = -(-config.vocab_size // multiple) * multiple
     else:
         config.vocab_size = min(config.vocab_size, config.padded_vocab_size)
     if config.intermediate_size is None:
@@ -496,6 +501,18 @@ def _hf_name(hf: Mapping[str, Any]) -> str:
     return str(hf.get("_name_or_path") or "").rstrip("/").rsplit("/", 1)[-1]
 
 
+def _with_numbers(fields: dict[str, Any]) -> dict[str, Any]:
+    """YAML takes 1e-5, which lacks the point, for text."""
+    return {name: _number(found) if "float" in str(FIELDS[name].type) else found for name, found in fields.items()}
+
+
+def _number(found: Any) -> Any:
+    try:
+        return float(found) if isinstance(found, str) else found
+    except ValueError:
+        return found
+
+
 def _with_later_fields(fields: dict[str, Any]) -> dict[str, Any]:
     """LitGPT 0.5 had no `family`: what it knew by the name comes from the registry's row, else from the switches."""
     if "family" in fields:
@@ -518,6 +535,8 @@ def _from_beside(config: Config, path: Path) -> dict[str, Any]:
             raise InputError(
                 f"{path}: {name} is {mine}, but config.json beside it says {theirs}; correct or remove one of the two"
             )
+    if "family" in saved and (different := config.differences(own)):
+        warnings.warn(f"{path}: {', '.join(different)} differ from config.json beside it, which decides", stacklevel=3)
     added = {name: getattr(own, name) for name in ("name", "hf_config", "vocab_size", "padding_multiple")}
     # LitGPT 0.5 always stored a head of its own, and left out rows that only images use
     return added | ({"padded_vocab_size": own.padded_vocab_size, "tie_embeddings": False} if from_05 else {})
@@ -558,7 +577,7 @@ def _written(config: Config, family: families.Family) -> tuple[dict[str, Any], s
         lost = config.differences(Config(**read, family=family.name))
     except InputError as error:
         return {}, str(error)
-    return hf, f"{lost[0]}: {getattr(config, lost[0], None)!r}" if lost else ""
+    return hf, f"{lost[0]}: {_meaning(config)[lost[0]]!r}" if lost else ""
 
 
 def _infer_family(config: Config) -> str:

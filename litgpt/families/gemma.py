@@ -21,9 +21,11 @@ from litgpt.families.tables import (
     nullable,
     read,
     read_rope,
+    real,
     repeat,
     size,
     value,
+    whole,
     with_traits,
     write,
     write_rope,
@@ -117,7 +119,7 @@ def sandwich_from_hf(hf: Hf, window: int, softcaps: tuple[float, float] | tuple[
     """What Gemma 2 and 3 share; `window` and `softcaps` (of scores, of logits) are the values of absent keys."""
     expect(hf, hidden_activation="gelu_pytorch_tanh", use_bidirectional_attention=False)
     return {
-        "attention_scores_scalar": value(hf, "query_pre_attn_scalar", float, 256),
+        "attention_scores_scalar": whole(value(hf, "query_pre_attn_scalar", float, 256)),
         "attention_logit_softcapping": nullable(hf, "attn_logit_softcapping", float, softcaps[0]),
         "final_logit_softcapping": nullable(hf, "final_logit_softcapping", float, softcaps[1]),
         "sliding_window_size": nullable(hf, "sliding_window", int, window),
@@ -130,8 +132,8 @@ def sandwich_to_hf(fields: Fields) -> dict[str, Any]:
         **write_rope(fields),
         "hidden_activation": "gelu_pytorch_tanh",
         "query_pre_attn_scalar": fields["attention_scores_scalar"] or fields["head_size"],
-        "attn_logit_softcapping": fields["attention_logit_softcapping"],
-        "final_logit_softcapping": fields["final_logit_softcapping"],
+        "attn_logit_softcapping": real(fields["attention_logit_softcapping"]),
+        "final_logit_softcapping": real(fields["final_logit_softcapping"]),
         "sliding_window": fields["sliding_window_size"],
         "layer_types": layer_types(fields["sliding_window_indices"] or [0] * fields["n_layer"]),
         "attention_bias": fields["qkv_bias"],
@@ -210,7 +212,9 @@ def gemma3_from_hf(hf: Hf) -> dict[str, Any]:
         hf = {"tie_word_embeddings": hf.get("tie_word_embeddings"), **value(hf, "text_config", dict)}
     sizes = read(hf, GEMMA3_KEYS)
     every = value(hf, "sliding_window_pattern", int, 6, older=("_sliding_window_pattern",))
-    pattern = layer_pattern(hf, repeat([1] * (every - 1) + [0], sizes["n_layer"]))
+    if every < 1:
+        raise InputError(f"sliding_window_pattern is {every}, must be a positive integer")
+    pattern = layer_pattern(hf, [int((layer + 1) % every != 0) for layer in range(sizes["n_layer"])])
     return {
         **sizes,
         **sandwich_from_hf(hf, window=4096, softcaps=(None, None)),
@@ -235,7 +239,7 @@ def gemma3_to_hf(fields: Fields) -> dict[str, Any]:
     return {
         **write(fields, GEMMA3_KEYS),
         **sandwich_to_hf(fields),
-        "rope_local_base_freq": fields["rope_local_base_freq"] or fields["rope_base"],
+        "rope_local_base_freq": float(fields["rope_local_base_freq"] or fields["rope_base"]),
     }
 
 

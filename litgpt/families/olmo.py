@@ -16,6 +16,7 @@ from litgpt.families.tables import (
     group,
     read,
     read_rope,
+    real,
     size,
     value,
     with_traits,
@@ -46,7 +47,7 @@ def olmo_from_hf(hf: Hf) -> dict[str, Any]:
 
 
 def olmo_to_hf(fields: Fields) -> dict[str, Any]:
-    return {**to_hf(fields), "clip_qkv": fields["clip_qkv"]}
+    return {**to_hf(fields), "clip_qkv": real(fields["clip_qkv"])}
 
 
 OLMO_ROWS = with_traits(

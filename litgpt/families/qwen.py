@@ -224,6 +224,7 @@ QWEN3 = Family(
 
 MOE_KEYS = (
     *KEYS,
+    Key("num_key_value_heads", "n_query_groups", default=4),
     *llama.HEAD_DIM,
     Key("moe_intermediate_size", "moe_intermediate_size", default=768),
     Key("num_experts", "n_expert", default=128, older=("num_local_experts",)),

@@ -106,7 +106,15 @@ def group(
 
 
 def with_traits(traits: Fields, *groups: Iterable[Fields]) -> tuple[Fields, ...]:
-    return tuple({**traits, **row} for rows in groups for row in rows)
+    return tuple(_underived({**traits, **row}) for rows in groups for row in rows)
+
+
+def _underived(row: dict[str, Any]) -> Fields:
+    """Without the sizes that `Config` derives, so that they follow when a user overrides n_embd or n_head."""
+    derived = {"n_query_groups": row["n_head"], "head_size": row["n_embd"] / row["n_head"]}
+    if row["mlp_class_name"] == "GptNeoxMLP":
+        derived["intermediate_size"] = 4 * row["n_embd"]
+    return {name: found for name, found in row.items() if name not in derived or found != derived[name]}
 
 
 def repeat(pattern: list[int], n_layer: int) -> list[int]:
@@ -130,12 +138,28 @@ class Key:
     older: tuple[str, ...] = ()  # former spellings
 
 
+MOST_LAYERS = 10_000  # per-layer lists are made from it: a slip of the pen must not fill the memory
+
+
 def read(hf: Hf, keys: Iterable[Key]) -> dict[str, Any]:
-    return {key.ours: value(hf, key.theirs, key.kind, key.default, key.older) for key in keys}
+    fields = {key.ours: value(hf, key.theirs, key.kind, key.default, key.older) for key in keys}
+    if fields.get("n_layer", 1) > MOST_LAYERS:
+        raise InputError(f"num_hidden_layers is {fields['n_layer']}, must be at most {MOST_LAYERS}")
+    return fields
 
 
 def write(fields: Fields, keys: Iterable[Key]) -> dict[str, Any]:
-    return {key.theirs: fields[key.ours] for key in keys}
+    # transformers insists on 8.0 for a float
+    return {key.theirs: real(fields[key.ours]) if key.kind is float else fields[key.ours] for key in keys}
+
+
+def real(number: float | None) -> float | None:
+    return None if number is None else float(number)
+
+
+def whole(number: float) -> float:
+    """An int where the number is one: 1e6 is 1000000, as a user would write a rope base."""
+    return int(number) if number == int(number) else number
 
 
 def value(hf: Hf, name: str, kind: type, default: Any = REQUIRED, older: tuple[str, ...] = ()) -> Any:
@@ -154,14 +178,14 @@ def nullable(hf: Hf, name: str, kind: type, absent: Any = None) -> Any:
 
 
 def number(name: str, found: Any, kind: type) -> int | float:
-    """An int or a finite float; whole floats become ints, as 1e6 for a rope base."""
+    """A finite number; for kind `int` a whole one."""
     if isinstance(found, bool) or not isinstance(found, int | float) or not math.isfinite(found):
         raise InputError(f"{name} is {found!r}, must be a number")
-    if found == int(found):
-        return int(found)
-    if kind is int:
+    if kind is float:
+        return found
+    if found != int(found):
         raise InputError(f"{name} is {found!r}, must be an integer")
-    return found
+    return int(found)
 
 
 _WORDS = {bool: "true or false", str: "a string", list: "a list", dict: "a mapping"}
@@ -283,7 +307,7 @@ def read_rope(hf: Hf, layer_type: str = "full_attention", theta: float = 10000, 
     outer = {name: hf[name] for name in ("rope_theta", "partial_rotary_factor") if hf.get(name) is not None}
     rope = {**outer, **{name: v for name, v in rope.items() if v is not None}}
     return {
-        "rope_base": value(rope, "rope_theta", float, theta),
+        "rope_base": whole(value(rope, "rope_theta", float, theta)),
         "rotary_percentage": float(value(rope, "partial_rotary_factor", float, partial)),
         "rope_adjustments": _read_scaling(hf, rope),
     }

@@ -22,9 +22,7 @@ def shrunk(model: str | Config, **overrides: Any) -> Config:
 
 def _layers(config: Config) -> dict[str, Any]:
     """The first layer of each kind: sliding or full, local or global rope, dense or experts."""
-    kinds = [
-        (config.is_moe_layer(i), bool(config.window(i)), config.uses_local_rope(i)) for i in range(config.n_layer)
-    ]
+    kinds = [(config.is_moe_layer(i), bool(config.window(i)), config.uses_local_rope(i)) for i in range(config.n_layer)]
     chosen = sorted({kinds.index(kind) for kind in kinds} | set(range(min(2, config.n_layer))))
     lists = {"sliding_window_indices": config.sliding_window_indices, "rope_indices": config.rope_indices}
     fields: dict[str, Any] = {name: [found[i] for i in chosen] for name, found in lists.items() if found}
