@@ -178,8 +178,7 @@ def load_model(
     """
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = open_(checkpoint)
-    with torch.device("meta"):
-        model = GPT(checkpoint.config)
+    model = weights.outline(checkpoint.config)
     tensors = checkpoint.tensors(dtype or checkpoint.dtype, writable=writable)
     state = {name: tensor.to(device) for name, tensor in tensors}
     if checkpoint.config.tie_embeddings:
@@ -336,7 +335,8 @@ def save_training_state(directory: Path, tensors: Mapping[str, Tensor], run_stat
     from torch.distributed import checkpoint as dcp
 
     with _plain_errors(place):
-        writer = dcp.HuggingFaceStorageWriter(str(place), _buckets(sizes), save_distributed=True)
+        files = _buckets(sizes)
+        writer = dcp.HuggingFaceStorageWriter(str(place), fqn_to_index_mapping=files, save_distributed=True)
         dcp.save(ours, storage_writer=writer, no_dist=not dist.is_initialized())
 
 
@@ -412,8 +412,8 @@ def _plain_errors(place: Path) -> Iterator[None]:
         cause = next(iter(error.failures.values()))[0]
         if isinstance(cause, OSError):
             raise cause from error
-        line = str(cause).splitlines()[0]
-        raise InputError(f"{place} is not the state of this run: {line}; resume from another checkpoint") from error
+        reason = " ".join(str(cause).split())
+        raise InputError(f"{place} is not the state of this run: {reason}; resume from another checkpoint") from error
 
 
 # ----------------------------------------------------------------------------------------------------- several ranks

@@ -101,7 +101,7 @@ def recover(target: str | Path) -> Path:
 
 def seal(directory: Path) -> None:
     """Writes the manifest of all files below `directory` and sees files and directories onto the disk."""
-    paths = sorted(p for p in directory.rglob("*") if p.is_file() and p.name != MANIFEST)
+    paths = sorted(p for p in directory.rglob("*") if p.is_file() and p != directory / MANIFEST)
     files = {p.relative_to(directory).as_posix(): {"size": p.stat().st_size, "sha256": sha256(p)} for p in paths}
     write_json(directory / MANIFEST, {"format_version": FORMAT_VERSION, "files": files})
     for path in [*paths, directory / MANIFEST, *(p for p in directory.rglob("*") if p.is_dir()), directory]:
@@ -204,7 +204,7 @@ def disk_errors(target: Path, new: Path, need: int) -> Iterator[None]:
         if error.errno not in _MACHINE:
             raise
         least = max(need, _bytes_below(new))
-        size = f"needs {'' if need else 'more than '}{least:,} bytes, {_free_bytes(target):,} are free"
+        size = f"needs at least {least:,} bytes, {_free_bytes(target):,} are free"
         where = f" at {error.filename}" if error.filename else ""
         raise MachineError(f"{target} could not be written: {error.strerror}{where} ({size}); {_KEPT}") from error
 

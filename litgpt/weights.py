@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from litgpt import families
 from litgpt.config import Config
@@ -47,10 +48,26 @@ class Binding:
     layout: str = ""
 
 
+class _Undrawn(TorchFunctionMode):
+    """Modules are built without drawing their weights (on the meta device that would still import a compiler)."""
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+def outline(config: Config) -> GPT:
+    """The model on the meta device: every module, no weights."""
+    with torch.device("meta"), _Undrawn():
+        return GPT(config)
+
+
 def expected(config: Config) -> dict[str, torch.Size]:
     """Our tensors' names and shapes. A tied head is its embedding and not listed."""
-    with torch.device("meta"):
-        shapes = {name: tensor.shape for name, tensor in GPT(config).state_dict().items()}
+    shapes = {name: tensor.shape for name, tensor in outline(config).state_dict().items()}
     if config.tie_embeddings:
         del shapes[HEAD]
     return shapes

@@ -416,7 +416,7 @@ def test_a_failure_while_writing_keeps_the_old_checkpoint(tmp_path, monkeypatch)
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(weights, "save_file", full)
-    with pytest.raises(MachineError, match=r"No space left on device \(needs [\d,]+ bytes"):
+    with pytest.raises(MachineError, match=r"No space left on device \(needs at least [\d,]+ bytes"):
         written(tmp_path / "out", seed=1, overwrite=True)
     assert tree(tmp_path) == before
 
