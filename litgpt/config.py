@@ -9,7 +9,8 @@ import dataclasses
 import json
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import yaml
 
 from litgpt import families
-from litgpt.errors import InputError, InputTypeError, MissingError, near_miss
+from litgpt.errors import InputError, MissingError, near_miss
 from litgpt.families.tables import MOST_LAYERS, scaling_kind
 
 CHOICES = {
@@ -433,18 +434,13 @@ def _check_expert_groups(config: Config, groups: int) -> None:
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
-class _said_of:
+@contextmanager
+def _said_of(where: str) -> Iterator[None]:
     """Errors about what a file says name the file."""
-
-    def __init__(self, where: str) -> None:
-        self.where = where
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, InputError | InputTypeError):
-            raise InputError(f"{self.where}: {error}") from error
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
 
 
 def _copied(fields: Mapping[str, Any]) -> dict[str, Any]:

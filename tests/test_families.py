@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from litgpt import families
+from litgpt import families, prompts
 from litgpt.config import FIELDS, Config
 from litgpt.errors import InputError, MissingError
 
@@ -139,6 +139,11 @@ def test_longrope_has_a_factor_for_each_pair_and_rises(name):
 )
 def test_a_row_names_its_prompt_style(name, style):
     assert families.prompt_for(name) == style
+
+
+def test_every_named_prompt_style_exists():
+    for style in {families.prompt_for(name) for name in families.names()} - {None}:
+        assert prompts.from_name(style)
 
 
 def test_a_model_is_found_by_any_of_its_names():
