@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from litgpt.errors import InputError, near_miss
-from litgpt.tokenizer import Encoded, Tokenizer, any_of
+from litgpt.tokenizer import Encoded, Tokenizer
 
 Message = Mapping[str, Any]
 STYLE_FILE = "prompt_style.yaml"
@@ -567,6 +567,8 @@ class ChatTemplate(PromptStyle):
     tool_template: str | None = None  # used instead where tools are given
     tokens: Mapping[str, str] = field(default_factory=dict)
     """Text of special tokens that the template may name: `bos_token`, `eos_token`, ..."""
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    """More that the template may name, such as `enable_thinking`."""
     source: str = "chat template"
     """What errors call it."""
 
@@ -580,7 +582,7 @@ class ChatTemplate(PromptStyle):
         if template is None:
             return None
         source = f"{tokenizer.dir}: chat template"
-        return cls(template, tokenizer.chat_templates.get("tool_use"), tokenizer.special_tokens, source)
+        return cls(template, tokenizer.chat_templates.get("tool_use"), tokenizer.special_tokens, source=source)
 
     def apply(self, prompt: str | Sequence[Message], *, sys_prompt: str | None = None, **fields: Any) -> str:
         if isinstance(prompt, str):
@@ -611,8 +613,13 @@ class ChatTemplate(PromptStyle):
         span: tuple[str, str],
     ) -> str:
         def run(messages: list[dict[str, Any]], add_generation_prompt: bool, span: tuple[str, str] = NO_SPAN) -> str:
-            given: dict[str, Any] = {**self.tokens, **tokens, "messages": messages, "tools": tools, "documents": None}
-            given |= {"add_generation_prompt": add_generation_prompt, SPAN_NAME: span}
+            given: dict[str, Any] = {"documents": None, **self.tokens, **tokens, **_plain(self.variables)}
+            given |= {
+                "messages": messages,
+                "tools": tools,
+                "add_generation_prompt": add_generation_prompt,
+                SPAN_NAME: span,
+            }
             return self._run(given, with_tools=tools is not None)
 
         messages = [_with_reasoning(message) for message in messages]
@@ -742,8 +749,15 @@ def sandbox() -> Any:
     def raise_exception(message: str) -> None:
         raise TemplateError(message)
 
-    def tojson(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
-        return json.dumps(value, ensure_ascii=ensure_ascii, **options)  # jinja's own escapes HTML
+    def tojson(
+        value: Any,
+        ensure_ascii: bool = False,
+        indent: int | str | None = None,
+        separators: tuple[str, str] | None = None,
+        sort_keys: bool = False,
+    ) -> str:
+        # jinja's own escapes HTML
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
     environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, ext.loopcontrols])
     environment.filters["tojson"] = tojson
@@ -785,8 +799,7 @@ class Guard:
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self._control = any_of(tokenizer.control_tokens)
-        self._hidden = any_of(tokenizer.hidden_tokens)
+        self._control, self._hidden = tokenizer.control_pattern, tokenizer.hidden_pattern
 
     def message(self, message: dict[str, Any]) -> dict[str, Any]:
         return self._walk(message, self._hidden if message["role"] == "assistant" else self._control)
@@ -925,7 +938,7 @@ def from_file(path: Path, tokenizer: Tokenizer) -> ChatTemplate:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise InputError(f"--prompt_style {path}: cannot be read as text ({_one_line(error)})") from None
-    template = ChatTemplate(text, None, tokenizer.special_tokens, str(path))
+    template = ChatTemplate(text, tokens=tokenizer.special_tokens, source=str(path))
     template.check()
     return template
 
@@ -960,7 +973,7 @@ def save(style: PromptStyle, directory: str | Path) -> None:
         entry = {"class_path": NAMESPACE + style.class_name}
         (directory / STYLE_FILE).write_text(yaml.safe_dump(entry), encoding="utf-8")
     has_tokenizer = any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
-    adds_bos = has_tokenizer and bool(Tokenizer(directory).encode(""))
-    template = style.jinja(adds_bos=adds_bos)
-    if template is not None:
+    tokenizer = Tokenizer(directory) if has_tokenizer else None
+    template = style.jinja(adds_bos=tokenizer is not None and bool(tokenizer.encode("")))
+    if template is not None and (tokenizer is None or template != tokenizer.chat_template):
         (directory / TEMPLATE_FILE).write_text(template, encoding="utf-8")

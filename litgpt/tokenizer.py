@@ -41,6 +41,8 @@ USUAL_EOS = (
 USUAL_BOS = ("<s>", "<|begin_of_text|>", "<bos>", "<\uff5cbegin\u2581of\u2581sentence\uff5c>")
 # Added tokens that are not flagged special but shaped like a chat marker are not for users to type either.
 MARKER = re.compile(r"<[|\uff5c].+[|\uff5c]>")
+LLAMA_CLASSES = ("LlamaTokenizer", "CodeLlamaTokenizer")
+FILES_AS_THEY_ARE = ("mistral", "mixtral", "phi3", "phimoe", "qwen2")
 BYTE_PIECE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 REPLACEMENT = "\ufffd"
 
@@ -69,6 +71,9 @@ class Tokenizer:
 
     def __repr__(self) -> str:
         return f"Tokenizer({str(self.dir)!r}, vocab_size={self.vocab_size})"
+
+    def __reduce__(self) -> tuple[type[Tokenizer], tuple[Path]]:
+        return Tokenizer, (self.dir,)  # another process opens the files itself
 
     @property
     def vocab_size(self) -> int:
@@ -149,6 +154,16 @@ class Tokenizer:
     def hidden_tokens(self) -> frozenset[str]:
         """The control tokens that the files call special: `decode` leaves them out."""
         return self._backend.hidden
+
+    @cached_property
+    def control_pattern(self) -> re.Pattern[str] | None:
+        """Finds control tokens in a text, each as group 1."""
+        return any_of(self.control_tokens)
+
+    @cached_property
+    def hidden_pattern(self) -> re.Pattern[str] | None:
+        """Finds hidden tokens in a text, each as group 1."""
+        return any_of(self.hidden_tokens)
 
     @cached_property
     def chat_templates(self) -> dict[str, str]:
@@ -293,7 +308,7 @@ class Backend(Protocol):
 class HuggingFaceBackend:
     """`tokenizer.json`, read by the tokenizers library."""
 
-    def __init__(self, path: Path, templates: str) -> None:
+    def __init__(self, path: Path, templates: str, llama_scheme: str | None = None) -> None:
         from tokenizers import Tokenizer as Library
 
         try:
@@ -302,6 +317,8 @@ class HuggingFaceBackend:
             raise _damaged(path, error) from error
         self._library.no_truncation()
         self._library.no_padding()
+        if llama_scheme:
+            self._split_as_llama(llama_scheme)
         self._lock = threading.Lock()  # `encode_special_tokens` is a setting of the library's object, not of a call
         added = self._library.get_added_tokens_decoder()
         self.size = max(self._library.get_vocab_size(), 1 + max(added, default=-1))
@@ -309,6 +326,14 @@ class HuggingFaceBackend:
         self.hidden = frozenset(added[i].content for i in self.hidden_ids)
         self.control = self.hidden | {t.content for t in added.values() if _steers(t.content, templates)}
         self._flag_special([token for token in added.values() if token.content in self.control - self.hidden])
+
+    def _split_as_llama(self, scheme: str) -> None:
+        from tokenizers.pre_tokenizers import Metaspace
+
+        normalizer = self._library.normalizer
+        if normalizer is not None and b'"Prepend"' in normalizer.__getstate__():
+            self._library.normalizer = None
+            self._library.pre_tokenizer = Metaspace(prepend_scheme=scheme, split=False)
 
     def _flag_special(self, tokens: list) -> None:
         """Let the library treat these added tokens as special too; their ids and matching stay."""
@@ -366,10 +391,9 @@ class HuggingFaceBackend:
     @cached_property
     def _leaks(self) -> frozenset[int]:
         """Control ids that the vocabulary itself makes from plain text: those of a Unigram model can be."""
-        tokens = sorted(self.control)
-        rows = [encoding.ids for encoding in self._encodings(tokens, special=False)] if tokens else []
-        ids = [i for i in map(self._library.token_to_id, tokens) if i is not None]
-        return frozenset(i for i, row in zip(ids, rows, strict=True) if i in row)
+        ids = {i for token in self.control if (i := self._library.token_to_id(token)) is not None}
+        rows = [encoding.ids for encoding in self._encodings(sorted(self.control), special=False)] if ids else []
+        return frozenset(ids.intersection(i for row in rows for i in row))
 
     def _encode_cut(self, text: str, continues: bool) -> Encoded:
         """Plain ids of a text cut behind the first character of every control token, so that none is whole."""
@@ -540,7 +564,7 @@ def clean(text: str) -> str:
 def _open_backend(directory: Path, settings: Mapping[str, Any]) -> Backend:
     templates = "".join(_chat_templates(directory, settings).values())
     if (path := directory / "tokenizer.json").is_file():
-        return HuggingFaceBackend(path, templates)
+        return HuggingFaceBackend(path, templates, _llama_scheme(directory, settings))
     if (path := directory / "tokenizer.model").is_file():
         return SentencePieceBackend(path, settings, _added_tokens(directory, settings), templates)
     if not directory.is_dir():
@@ -549,6 +573,21 @@ def _open_backend(directory: Path, settings: Mapping[str, Any]) -> Backend:
         f"{directory}: no tokenizer here (tokenizer.json or tokenizer.model); copy these files from the model's "
         f"repository, or make one: litgpt train_tokenizer TEXT --out_dir DIR"
     )
+
+
+def _llama_scheme(directory: Path, settings: Mapping[str, Any]) -> str | None:
+    """Where a tokenizer of Llama's class puts a space before text, None for others.
+
+    For these classes transformers goes by the class, not by the normalizer in tokenizer.json, which puts one behind
+    every special token as well; except for some model types, whose files it takes as they are.
+    """
+    name = str(settings.get("tokenizer_class")).removesuffix("Fast")
+    model_type = _read_json(directory / "config.json").get("model_type")
+    if name not in LLAMA_CLASSES or model_type in FILES_AS_THEY_ARE:
+        return None
+    if settings.get("add_prefix_space") is False:
+        return "never"
+    return "always" if settings.get("legacy") and name == "LlamaTokenizer" else "first"
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Conversations to text and ids: named styles, chat templates equal to transformers', and no way out of the sandbox."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -200,6 +201,12 @@ def test_reasoning_is_found_under_every_name(tmp_path):
         text = style.render(messages, add_generation_prompt=False)
         assert text == judge.apply_chat_template(messages, tokenize=False)
         assert "<think>\nwater?" in text
+
+
+def test_a_template_may_name_more_variables():
+    style = ChatTemplate("{{ enable_thinking | default('unset') }}")
+    assert style.render([USER]) == "unset"
+    assert replace(style, variables={"enable_thinking": False}).render([USER]) == "False"
 
 
 def test_a_template_for_tools_is_used_with_tools(tmp_path):
@@ -460,7 +467,7 @@ SYSTEMS = {
     "stablelm-alpha": ("# StableLM Tuned (Alpha version)\n- StableLM is a helpful", 450),
     "llama2-function-calling": (
         "You are a helpful, respectful and honest assistant. Always answer as helpfully asp",
-        142,
+        144,
     ),
     "llama2": ("You are a helpful, respectful and honest assistant. Always answer as helpfully as p", 508),
     "freewilly2": ("This is a system prompt, please", 57),

@@ -1,6 +1,7 @@
 """Ids and text: equal to transformers, whatever the text; streams that never show half a character."""
 
 import json
+import pickle
 import random
 
 import pytest
@@ -8,7 +9,13 @@ from transformers import AutoTokenizer
 
 from litgpt.errors import InputError, MissingError
 from litgpt.tokenizer import Tokenizer
-from tests.makers.tokenizers import EOS, train_tiny_metaspace, train_tiny_sentencepiece, train_tiny_tokenizer
+from tests.makers.tokenizers import (
+    EOS,
+    train_tiny_llama,
+    train_tiny_metaspace,
+    train_tiny_sentencepiece,
+    train_tiny_tokenizer,
+)
 
 NASTY = [
     "",
@@ -38,6 +45,7 @@ MADE = {
     "byte-fallback": lambda path: train_tiny_metaspace(path, "bpe"),
     "wordpiece": lambda path: train_tiny_metaspace(path, "wordpiece"),
     "sentencepiece": train_tiny_sentencepiece,
+    "llama": train_tiny_llama,
 }
 
 
@@ -147,6 +155,23 @@ def test_explicit_bos_and_eos_stand_once(directory):
     plain = tokenizer.encode("the mill", bos=False)
     assert tokenizer.encode("the mill", bos=True, eos=True) == [tokenizer.bos_id, *plain, tokenizer.eos_id]
     assert tokenizer.encode("the mill", bos=False, max_length=2) == plain[:2]
+
+
+@pytest.mark.parametrize("settings", [{"legacy": True}, {"legacy": False}, {"add_prefix_space": False}])
+@pytest.mark.parametrize("model_type", ["", "llama", "mistral"])
+@pytest.mark.parametrize("tokenizer_class", ["LlamaTokenizerFast", "CodeLlamaTokenizer", "PreTrainedTokenizerFast", ""])
+def test_spaces_follow_the_class_of_llamas_tokenizer(tmp_path, tokenizer_class, model_type, settings):
+    train_tiny_llama(tmp_path, tokenizer_class=tokenizer_class or None, **settings)
+    if model_type:
+        merge_json(tmp_path / "config.json", model_type=model_type)
+    ours, judge = Tokenizer(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    for text in ("the mill", " the", "the</s>mill", "<s> the", "</s>\n<s>"):
+        assert ours.encode(text, special=True) == judge.encode(text)
+
+
+def test_another_process_gets_the_same_tokenizer(directory):
+    tokenizer = Tokenizer(directory)
+    assert pickle.loads(pickle.dumps(tokenizer)).encode("the mill") == tokenizer.encode("the mill")
 
 
 def test_renaming_the_folder_changes_nothing(tmp_path):

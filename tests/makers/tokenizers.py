@@ -66,6 +66,20 @@ def train_tiny_sentencepiece(directory: Path, vocab_size: int = 330, *, config: 
     return directory
 
 
+def train_tiny_llama(directory: Path, vocab_size: int = 200, **settings: Any) -> Path:
+    """A tokenizer.json as Llama 2's: byte fallback, and a normalizer that puts a space before every piece of text."""
+    from tokenizers import Tokenizer, normalizers
+
+    path = train_tiny_metaspace(directory, "bpe", vocab_size) / "tokenizer.json"
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.pre_tokenizer = None
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.save(str(path))
+    entries = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>"} | settings
+    (directory / "tokenizer_config.json").write_text(json.dumps(entries), encoding="utf-8")
+    return directory
+
+
 def train_tiny_metaspace(directory: Path, kind: str = "unigram", vocab_size: int = 200) -> Path:
     """A `unigram` or `bpe` tokenizer with Metaspace, or a `wordpiece` one, whose post-processor adds its own tokens."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
