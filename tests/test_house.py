@@ -30,7 +30,7 @@ ORDER = ROOMS.split()
 
 TORCH_FREE = """
     errors commands args storage families config estimate tokenizer prompts data
-    recipe signature legacy request parser usage cli pretrain
+    recipe signature legacy request parser usage cli pretrain generate.base chat.base
 """
 
 

@@ -6,11 +6,13 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from litgpt.errors import UserError
-from litgpt.generate.sampling import Sampling
-from litgpt.generate.session import Messages, Session, conversation, load_session, require_later_options
+
+if TYPE_CHECKING:
+    from litgpt.generate.sampling import Sampling
+    from litgpt.generate.session import Messages, Session
 
 HELP = """\
 /reset  forget the conversation      /help  show this
@@ -52,12 +54,16 @@ def main(
         multiline: A message may have many lines; a line that says !submit sends it.
         access_token: For models of the hub that ask for one.
     """
+    # here, so that --help does not wait for torch
+    from litgpt.generate.sampling import Sampling
+    from litgpt.generate.session import conversation, load_session, require_later_options
+
     require_later_options(quantize=quantize, compile=compile)
     sampling = Sampling(temperature, top_k, top_p, seed)
     session = load_session(
         checkpoint_dir, precision=precision, prompt_style=prompt_style, max_new_tokens=max_new_tokens
     )
-    chat = Chat(session, sampling, max_new_tokens, sys_prompt)
+    chat = Chat(session, sampling, max_new_tokens, conversation("", sys_prompt)[:-1])
     by_hand = sys.stdin.isatty() and sys.stdout.isatty()
     if by_hand:
         sending = "\nA line that says !submit sends the message." if multiline else ""
@@ -118,8 +124,8 @@ class Chat:
     session: Session
     sampling: Sampling
     max_new_tokens: int
-    sys_prompt: str | None = None
-    history: Messages = field(default_factory=list)  # users and answers in turn, without the system prompt
+    opening: Messages = field(default_factory=list)  # the system prompt, if there is one
+    history: Messages = field(default_factory=list)  # users and answers in turn
 
     def reset(self) -> None:
         self.history = []
@@ -143,7 +149,7 @@ class Chat:
         self.history.append({"role": "assistant", "content": said})
 
     def messages(self) -> Messages:
-        return [*conversation("", self.sys_prompt)[:-1], *self.history]
+        return [*self.opening, *self.history]
 
     def _make_room(self) -> None:
         """Forget the oldest exchanges until the conversation and an answer fit into the context."""

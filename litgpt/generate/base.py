@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Literal
 
 from litgpt.errors import InputError
-from litgpt.generate.sampling import Sampling
-from litgpt.generate.session import conversation, load_session, require_later_options
 
 
 def main(
@@ -48,6 +46,10 @@ def main(
         precision: 32-true, bf16-true or 16-true; by default what the files hold.
         compile: Compile the model first.
     """
+    # here, so that --help does not wait for torch
+    from litgpt.generate.sampling import Sampling
+    from litgpt.generate.session import conversation, load_session, require_later_options
+
     require_later_options(quantize=quantize, compile=compile)
     if num_samples < 1:
         raise InputError(f"num_samples is {num_samples}; it must be 1 or more")

@@ -6,7 +6,7 @@ submit -> waiting -> (a row is free) -> prefill, one chunk a step -> decode, all
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -117,7 +117,7 @@ class Engine:
         *,
         max_new_tokens: int = 50,
         stop: Sequence[Sequence[int]] = (),
-    ) -> Iterator[int]:
+    ) -> Generator[int, None, None]:
         """The tokens of one answer as they come, stops left out."""
         request = self.submit(ids, sampling, max_new_tokens=max_new_tokens, stop=stop)
         try:
