@@ -32,7 +32,7 @@ class PromptStyle:
     Messages are mappings with `role` (system, user, assistant) and `content`.
     """
 
-    name: str
+    name = "custom"
     adds_bos = True  # whether the tokenizer's own rule for bos applies to the text
 
     @staticmethod
@@ -68,10 +68,15 @@ class PromptStyle:
         sys_prompt: str | None = None,
         add_generation_prompt: bool = True,
         tools: Sequence[Message] | None = None,
+        special: bool = False,
     ) -> list[int]:
-        """The ids of a conversation: the style's own special tokens are special, those in the messages are not."""
+        """The ids of a conversation: the style's own special tokens are special, those in the messages are text.
+
+        special: whether they are special in the messages too; for messages from somebody who may steer the model.
+        """
         messages = with_system(messages, sys_prompt)
-        return self._encode(tokenizer, messages, add_generation_prompt, tools, NO_SPAN)[0]
+        guard = Guard(tokenizer, special)
+        return self._encode(tokenizer, messages, add_generation_prompt, tools, NO_SPAN, guard)[0]
 
     def encode_with_mask(
         self,
@@ -83,7 +88,7 @@ class PromptStyle:
     ) -> tuple[list[int], list[bool]]:
         """The ids of a whole conversation and, for each, whether the assistant wrote it, its end of turn included."""
         messages = with_system(messages, sys_prompt)
-        return self._encode(tokenizer, messages, False, tools, SPAN)
+        return self._encode(tokenizer, messages, False, tools, SPAN, Guard(tokenizer))
 
     def stop_tokens(self, tokenizer: Tokenizer) -> list[list[int]]:
         """Sequences of ids, each of which ends an answer."""
@@ -100,8 +105,8 @@ class PromptStyle:
         add_generation_prompt: bool,
         tools: Sequence[Message] | None,
         span: tuple[str, str],
+        guard: Guard,
     ) -> tuple[list[int], list[bool]]:
-        guard = Guard(tokenizer)
         guarded = [guard.message(message) for message in _messages(messages)]
         marked = self._write(guarded, add_generation_prompt, guard.value(_plain(tools)), tokenizer.special_tokens, span)
         parts, spans = read_marks(marked)
@@ -142,9 +147,9 @@ class Style(PromptStyle):
     In them `{system}`, `{prompt}`, `{input}`, `{answer}` stand for texts, `{bos}` and `{eos}` for tokens.
     """
 
-    name: str
-    class_name: str  # in LitGPT 0.5
-    user: str
+    name: str = field()
+    class_name: str = field()  # in LitGPT 0.5
+    user: str = field()
     assistant: str = ""
     answer: str = "{answer}{eos}"
     after: str = ""
@@ -594,12 +599,13 @@ class ChatTemplate(PromptStyle):
         """Beside eos, the token that the template puts behind an answer."""
         ends = super().stop_tokens(tokenizer)
         try:
-            text = self.render([{"role": "user", "content": "a"}, {"role": "assistant", "content": "0"}])
+            turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": SPAN[0]}]
+            text = self.render(turns, add_generation_prompt=False)
         except InputError:
             return ends
-        behind = text.rpartition("0")[2].lstrip()
-        own = [[tokenizer.token_to_id(token)] for token in tokenizer.control_tokens if behind.startswith(token)]
-        return ends + [ids for ids in own if ids not in ends]
+        found = tokenizer.control_pattern and tokenizer.control_pattern.match(text.rpartition(SPAN[0])[2].lstrip())
+        own = [tokenizer.token_to_id(found[0])] if found else []
+        return ends if not own or own in ends else [*ends, own]
 
     def jinja(self, *, adds_bos: bool) -> str | None:
         return self.template
@@ -625,10 +631,7 @@ class ChatTemplate(PromptStyle):
         messages = [_with_reasoning(message) for message in messages]
         if span == NO_SPAN or GENERATION.search(self.template):
             return run(messages, add_generation_prompt, span)
-        try:
-            return mark_answers(messages, run)
-        except InputError as error:
-            raise InputError(f"{self.source}: {error}") from None
+        return mark_answers(messages, run, self.source)
 
     def _run(self, given: dict[str, Any], with_tools: bool) -> str:
         import jinja2
@@ -638,8 +641,6 @@ class ChatTemplate(PromptStyle):
             return compiled.render(given)
         except jinja2.exceptions.SecurityError as error:
             raise InputError(f"{self.source} tries what no template may: {error}; use --prompt_style") from None
-        except InputError:
-            raise
         except Exception as error:  # a template can raise anything that Python can
             raise InputError(f"{self.source} does not take this conversation: {_one_line(error)}") from None
 
@@ -662,23 +663,23 @@ class ChatTemplate(PromptStyle):
             raise InputError(f"{self.source} is not valid Jinja: {_one_line(error)}; use --prompt_style") from None
 
 
-def mark_answers(messages: list[dict[str, Any]], run: Callable[..., str]) -> str:
+def mark_answers(messages: list[dict[str, Any]], run: Callable[..., str], source: str) -> str:
     """The text of a conversation with marks around its answers, for a template without generation tags.
 
     Marks go into the messages and are found again in the text. An answer begins behind what `add_generation_prompt`
     adds, where that stands before it, and ends with the token behind it.
     """
-    if any(m["role"] == "assistant" and (m.get("tool_calls") or not isinstance(m["content"], str)) for m in messages):
-        raise InputError("answers with tool calls can only be told apart by a template with {% generation %} tags")
+    answers = [m for m in messages if m["role"] == "assistant"]
+    if any(m.get("tool_calls") or not isinstance(m.get("content"), str) for m in answers):
+        raise InputError(f"{source} needs {{% generation %}} tags for training on answers with tool calls")
     marked = run([_marked(m) if m["role"] == "assistant" else m for m in messages], False)
     text = run(messages, False)
-    answers = sum(m["role"] == "assistant" for m in messages)
-    if marked.translate(UNSPANNED) != text or marked.count(SPAN[1]) != answers:
-        raise InputError("it rewrites answers, so what to train on cannot be told; add {% generation %} tags to it")
+    if marked.translate(UNSPANNED) != text or marked.count(SPAN[1]) != len(answers):
+        raise InputError(f"{source} rewrites answers, so what to train on is unclear; add {{% generation %}} tags")
     prompted = run(messages, True)
     header = prompted[len(text) :] if prompted.startswith(text) else ""
     *answered, rest = END_OF_TURN.sub(rf"\1{SPAN[1]}", marked).split(SPAN[1])
-    return "".join(_opened(answer, header) + SPAN[1] for answer in answered) + rest
+    return "".join(_opened(answer, header, source) + SPAN[1] for answer in answered) + rest
 
 
 def _marked(message: dict[str, Any]) -> dict[str, Any]:
@@ -689,13 +690,13 @@ def _marked(message: dict[str, Any]) -> dict[str, Any]:
     return {**message, "content": before + SPAN[0] + core + SPAN[1] + after}
 
 
-def _opened(answer: str, header: str) -> str:
+def _opened(answer: str, header: str, source: str) -> str:
     """Text up to the end of an answer, its first mark moved to the end of `header`."""
     begin = answer.find(SPAN[0])
     at = answer.rfind(header, 0, begin if begin >= 0 else len(answer)) if header else -1
     at = at + len(header) if at >= 0 else begin
     if at < 0:
-        raise InputError("where an answer begins cannot be told; add {% generation %} tags to it")
+        raise InputError(f"{source} hides where answers begin; add {{% generation %}} tags")
     bare = answer.replace(SPAN[0], "")
     return bare[:at] + SPAN[0] + bare[at:]
 
@@ -798,8 +799,9 @@ class Guard:
     An assistant may write those that it can have written itself, such as `<think>`: they are not special.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._control, self._hidden = tokenizer.control_pattern, tokenizer.hidden_pattern
+    def __init__(self, tokenizer: Tokenizer, lets_pass: bool = False) -> None:
+        self._control = None if lets_pass else tokenizer.control_pattern
+        self._hidden = None if lets_pass else tokenizer.hidden_pattern
 
     def message(self, message: dict[str, Any]) -> dict[str, Any]:
         return self._walk(message, self._hidden if message["role"] == "assistant" else self._control)
@@ -856,8 +858,12 @@ def with_system(messages: Sequence[Message], sys_prompt: str | None) -> list[Mes
 
 def _plain(value: Any) -> Any:
     """Messages or tools as plain data, all that a template may see; entries that are None are left out."""
-    if value is None or isinstance(value, (str, int, float)):
+    if value is None or type(value) in (str, bool, int, float):
         return value
+    if isinstance(value, str):
+        return str.__str__(value)  # without what a subclass adds
+    if isinstance(value, (int, float)):
+        return int(value) if isinstance(value, int) else float(value)
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, Sequence):

@@ -327,6 +327,14 @@ def test_our_own_marks_in_a_message_do_nothing(tmp_path):
     assert ids.count(tokenizer.token_to_id("<|im_end|>")) == 2
 
 
+def test_control_tokens_in_messages_are_special_where_that_is_asked_for(tmp_path):
+    tokenizer = make(tmp_path, TEMPLATES["chatml"])
+    messages = [{"role": "user", "content": f"a {ATTACK} b"}]
+    expected = AutoTokenizer.from_pretrained(tmp_path).apply_chat_template(messages, return_dict=False)
+    style = choose(tmp_path, tokenizer, None)
+    assert style.encode(tokenizer, messages, add_generation_prompt=False, special=True) == expected
+
+
 def test_an_assistant_may_have_thought(tmp_path):
     tokenizer = make(tmp_path, TEMPLATES["qwen"])
     data = json.loads((tmp_path / "tokenizer.json").read_text())
@@ -393,6 +401,15 @@ def test_a_hostile_template_is_one_error_and_does_nothing(tmp_path, monkeypatch,
     assert str(caught.value).startswith("here: chat template")
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_template_sees_plain_data_alone():
+    class Loud(str):
+        def shout(self):
+            return "HEY"
+
+    template = ChatTemplate("{{ messages[0].content.shout is defined }}")
+    assert template.render([{"role": "user", "content": Loud("a")}]) == "False"
 
 
 def test_templates_do_not_touch_the_callers_messages():
