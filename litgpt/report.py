@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -220,10 +221,5 @@ def _points(rows: Sequence[Mapping[str, str]], column: str) -> tuple[list[int], 
 
 def next_commands(checkpoint_dir: Path) -> str:
     """What to type with the model that was just made."""
-    return "\n".join(
-        (
-            "next:",
-            f"  litgpt generate {checkpoint_dir} --prompt 'Once upon a time'",
-            f"  litgpt chat {checkpoint_dir}",
-        )
-    )
+    place = shlex.quote(str(checkpoint_dir))
+    return f"next:\n  litgpt generate {place} --prompt 'Once upon a time'\n  litgpt chat {place}"

@@ -206,15 +206,15 @@ def require_resumable(state: RunState, directory: Path) -> None:
 
 def require_out_dir(out_dir: Path, *, resume: bool, overwrite: bool) -> None:
     """Refuse a directory that cannot be written, or that another run has used."""
+    existing = next(place for place in (out_dir, *out_dir.absolute().parents) if _exists(place))
+    if not existing.is_dir():
+        raise InputError(f"out_dir {out_dir} cannot be made: {existing} is a file; choose another out_dir")
+    storage.require_writable(existing)
     if not overwrite and not resume and (old := _leavings(out_dir)):
         raise InputError(
             f"out_dir {out_dir} holds another run ({old[0].name}); continue it with --resume auto, replace it with "
             "--overwrite true, or choose another out_dir"
         )
-    existing = next(place for place in (out_dir, *out_dir.absolute().parents) if _exists(place))
-    if not existing.is_dir():
-        raise InputError(f"out_dir {out_dir} cannot be made: {existing} is a file; choose another out_dir")
-    storage.require_writable(existing)
 
 
 def _exists(path: Path) -> bool:

@@ -59,6 +59,15 @@ def test_a_signal_saves_the_last_whole_step_and_the_resumed_run_is_the_same(
     assert_same_run(out_dir, undisturbed)
 
 
+def test_a_disk_that_fills_up_leaves_the_checkpoint_before(folder: Path, undisturbed: Path, tmp_path: Path) -> None:
+    out_dir = tmp_path / "run"
+    runs.run_and_signal(signal.SIGKILL, 5, folder, out_dir)
+    assert runs.run_on_small_disk(60_000, folder, out_dir, resume=True) == 3
+    assert [path.name for path in out_dir.glob("*step-*")] == ["step-00000004"]
+    runs.run(folder, out_dir, resume=True)
+    assert_same_run(out_dir, undisturbed)
+
+
 def test_resume_takes_a_directory_a_file_in_it_and_a_moved_run(folder: Path, undisturbed: Path, tmp_path: Path) -> None:
     for given in ("step-00000004", "step-00000004/model.safetensors", "step-00000004/training_state/run_state.json"):
         moved = tmp_path / given.replace("/", "-")

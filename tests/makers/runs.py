@@ -5,7 +5,9 @@ from __future__ import annotations
 import multiprocessing
 import os
 import random
+import resource
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from safetensors.torch import load_file
 from litgpt import pretrain
 from litgpt.args import EvalArgs, TrainArgs
 from litgpt.data import TextFiles
+from litgpt.errors import UserError
 from litgpt.report import read_metrics
 from tests.makers.configs import shrunk
 from tests.makers.tokenizers import TEXT, train_tiny_tokenizer
@@ -79,10 +82,25 @@ def run_and_signal(number: int, after_step: int, folder: Path, out_dir: Path, **
     return -1 if process.exitcode is None else process.exitcode
 
 
-def _run_alone(folder: Path, out_dir: Path, changes: dict[str, Any]) -> None:
+def run_on_small_disk(largest_file: int, folder: Path, out_dir: Path, **changes: Any) -> int:
+    """Pretrain in a process of its own that cannot write files beyond so many bytes; returns its exit status."""
+    process = multiprocessing.get_context("fork").Process(
+        target=_run_alone, args=(folder, out_dir, changes, largest_file)
+    )
+    process.start()
+    process.join(60)
+    return -1 if process.exitcode is None else process.exitcode
+
+
+def _run_alone(folder: Path, out_dir: Path, changes: dict[str, Any], largest_file: int | None = None) -> None:
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    run(folder, out_dir, **changes)
+    if largest_file is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+    try:
+        run(folder, out_dir, **changes)
+    except UserError as error:
+        sys.exit(error.exit_status)
 
 
 def losses(out_dir: Path) -> list[dict[str, str]]:
