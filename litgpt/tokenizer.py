@@ -360,19 +360,23 @@ class HuggingFaceBackend:
         return tuple(full[:start]), tuple(full[start + len(bare) :])
 
     def encode(self, texts: Sequence[str], special: bool) -> list[list[int]]:
-        rows = [encoding.ids for encoding in self._encodings(texts, special)]
+        rows = self._encode_all(texts, special)
         if special or not self._leaks:
             return rows
         leaky = (not self._leaks.isdisjoint(row) for row in rows)
         cut = zip(texts, rows, leaky, strict=True)
         return [self._encode_cut(text, False).ids if leak else row for text, row, leak in cut]
 
-    def _encodings(self, texts: Sequence[str], special: bool) -> list[Any]:
+    def _encode_all(self, texts: Sequence[str], special: bool) -> list[list[int]]:
         with self._lock:
             self._library.encode_special_tokens = not special
-            if len(texts) == 1:  # spares the thread pool
-                return [self._library.encode(texts[0], add_special_tokens=False)]
-            return self._library.encode_batch_fast(texts, add_special_tokens=False)  # without offsets
+            # "fast" leaves out the offsets
+            return [encoding.ids for encoding in self._library.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def _encode_one(self, text: str, special: bool) -> Any:
+        with self._lock:
+            self._library.encode_special_tokens = not special
+            return self._library.encode(text, add_special_tokens=False)
 
     def encode_part(self, text: str, special: bool, continues: bool) -> Encoded:
         whole = self._encode_part(text, special, continues)
@@ -381,18 +385,18 @@ class HuggingFaceBackend:
     def _encode_part(self, text: str, special: bool, continues: bool) -> Encoded:
         if continues and self._newline:
             # Behind a newline the library adds no space before the text; then the newline goes again.
-            behind = self._encodings(["\n" + text], special)[0]
+            behind = self._encode_one("\n" + text, special)
             n = len(self._newline)
             if behind.ids[:n] == self._newline:
                 return Encoded(behind.ids[n:], [(start - 1, end - 1) for start, end in behind.offsets[n:]])
-        encoding = self._encodings([text], special)[0]
+        encoding = self._encode_one(text, special)
         return Encoded(encoding.ids, encoding.offsets)
 
     @cached_property
     def _leaks(self) -> frozenset[int]:
         """Control ids that the vocabulary itself makes from plain text: those of a Unigram model can be."""
         ids = {i for token in self.control if (i := self._library.token_to_id(token)) is not None}
-        rows = [encoding.ids for encoding in self._encodings(sorted(self.control), special=False)] if ids else []
+        rows = self._encode_all(sorted(self.control), special=False)
         return frozenset(ids.intersection(i for row in rows for i in row))
 
     def _encode_cut(self, text: str, continues: bool) -> Encoded:

@@ -7,6 +7,7 @@ once, as in GPT-2; `encode` adds it only where asked. The same text gives the sa
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,14 +45,14 @@ def main(text: list[Path], out_dir: Path, vocab_size: int = 8192, overwrite: boo
     files = text_files(text)
     with atomic_dir(out_dir, overwrite=overwrite) as directory:
         count = Characters(read_documents(files))
-        trained = train(count, vocab_size)
+        trained = train(count, vocab_size, show_progress=sys.stdout.isatty())
         write(trained, directory)
         tokens = Tokenizer(directory).vocab_size
     if tokens < vocab_size:
         print(
             f"The text gives {tokens} tokens, fewer than --vocab_size {vocab_size}: no pair of tokens recurs any more."
         )
-    print(f"Wrote a tokenizer of {tokens} tokens to {out_dir}, from {len(files)} files, {count.seen:,} characters.")
+    print(f"Wrote a tokenizer of {tokens} tokens to {out_dir}, from {count.seen:,} characters in {len(files)} file(s).")
     print(
         f"Next: litgpt pretrain pythia-14m --tokenizer_dir {out_dir} --data TextFiles --data.train_data_path {text[0]}"
     )
@@ -70,7 +71,7 @@ class Characters:
             yield document
 
 
-def train(documents: Iterable[str], vocab_size: int, *, show_progress: bool = True) -> tokenizers.Tokenizer:
+def train(documents: Iterable[str], vocab_size: int, *, show_progress: bool = False) -> tokenizers.Tokenizer:
     """A byte-level BPE over `documents`; merges only what occurs at least twice."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
