@@ -57,7 +57,7 @@ def find(path: str | Path) -> Path:
 
     Raises MissingError with the places looked at, the nearest name, and the command that makes a checkpoint.
     """
-    places = [Path(path), Path("checkpoints") / path]
+    places = dict.fromkeys((Path(path), Path("checkpoints") / path))  # one, where the path is absolute
     for place in places:
         whole = recover(place)
         if os.path.isdir(whole):
@@ -65,7 +65,7 @@ def find(path: str | Path) -> Path:
         if os.path.isfile(whole):
             return whole.parent
     near = near_miss(str(path), map(str, _neighbours(Path(path))))
-    raise MissingError(f"no checkpoint at {places[0]} or {places[1]}{near}; {_HOW}")
+    raise MissingError(f"no checkpoint at {' or '.join(map(str, places))}{near}; {_HOW}")
 
 
 def _neighbours(path: Path) -> Iterable[Path]:
@@ -133,8 +133,8 @@ class Checkpoint:
         def fetch(name: str) -> Tensor:
             there = home[name].entries[name].dtype
             # a router's correction bias is no parameter: it keeps its precision
-            cast = dtype is not None and there.is_floating_point and name.endswith((".weight", ".bias"))
-            wanted = dtype if cast and dtype is not None else there
+            is_cast = there.is_floating_point and name.endswith((".weight", ".bias"))
+            wanted = dtype if dtype is not None and is_cast else there
             return home[name].read(name, wanted) if writable or wanted != there else home[name].fetch(name)
 
         found = {name: entry.shape for name, entry in self._entries().items()}
@@ -158,8 +158,7 @@ def open_(directory: str | Path) -> Checkpoint:
         raise MissingError(f"{directory}: config.json is missing{_result_below(directory)}; {_HOW}") from None
     paths = _weight_files(directory)
     kind = "litgpt" if paths[0].name == "lit_model.pth" else "hf"
-    read = weights.SafetensorsFile if paths[0].suffix == ".safetensors" else weights.PickleFile
-    return Checkpoint(directory, config, kind, tuple(read(path) for path in paths))
+    return Checkpoint(directory, config, kind, tuple(weights.open_file(path) for path in paths))
 
 
 def load_model(

@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +170,8 @@ def _swap(new: Path, target: Path) -> None:
         os.rename(target, old)
         os.rename(new, target)
         _fsync(target.parent)
-        os.rename(old, new)  # under this name it is rubbish, which the caller removes
+        with suppress(OSError):  # the new one is in place: the next write sweeps up
+            os.rename(old, new)  # under this name it is rubbish, which the caller removes
     _fsync(target.parent)
 
 

@@ -314,6 +314,10 @@ class PickleFile:
         return self._tensors[name].to(dtype, copy=True, memory_format=torch.contiguous_format)
 
 
+def open_file(path: Path) -> TensorFile:
+    return SafetensorsFile(path) if path.suffix == ".safetensors" else PickleFile(path)
+
+
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
