@@ -157,7 +157,7 @@ def open_(directory: str | Path) -> Checkpoint:
     except MissingError:
         raise MissingError(f"{directory}: config.json is missing{_result_below(directory)}; {_HOW}") from None
     paths = _weight_files(directory)
-    kind = "litgpt" if paths[0].name == "lit_model.pth" else "hf"
+    kind = "litgpt" if paths[0].name == "lit_model.pth" or not config.family else "hf"
     return Checkpoint(directory, config, kind, tuple(weights.open_file(path) for path in paths))
 
 
@@ -229,6 +229,9 @@ def write(
 ) -> Path:
     """Writes a Hugging Face checkpoint directory, whole or not at all, and one tensor at a time.
 
+    A mix of switches that no Hugging Face family has is written without config.json, under our own names of tensors:
+    then `model_config.yaml` says what the model is, and LitGPT alone opens it.
+
     Every rank of a process group calls it: rank 0 writes, all take part in gathering sharded tensors.
 
     Args:
@@ -283,8 +286,8 @@ def _gathered(tensor: Tensor) -> Tensor:
 def _write_configs(new: Path, config: Config, dtype: torch.dtype, tokenizer_dir: str | Path | None) -> None:
     tokenizer = None if tokenizer_dir is None else Tokenizer(tokenizer_dir)
     ids = _token_ids(tokenizer)
-    # the older key: every reader knows it
-    write_json(new / "config.json", {**config.to_hf(), **ids, "torch_dtype": str(dtype).removeprefix("torch.")})
+    if config.family:  # torch_dtype is the older key: every reader knows it
+        write_json(new / "config.json", {**config.to_hf(), **ids, "torch_dtype": str(dtype).removeprefix("torch.")})
     (new / "model_config.yaml").write_text(yaml.safe_dump(config.to_dict()), encoding="utf-8")
     if tokenizer is None:
         return

@@ -107,6 +107,8 @@ def import_(
 def export(config: Config, found: Shapes, fetch: Fetch) -> Iterator[tuple[str, Tensor]]:
     """Hugging Face names and tensors, one equation at a time; inverts `import_` byte for byte.
 
+    A mix of switches that no family has keeps our own names.
+
     Args:
         found: names and shapes of our tensors; a tied head may be among them and is not written.
         fetch: gives a tensor of `found`.
@@ -115,7 +117,7 @@ def export(config: Config, found: Shapes, fetch: Fetch) -> Iterator[tuple[str, T
         InputError: at once, when `found` is not the model of this config.
     """
     shapes = expected(config)
-    plan = _bindings(config, shapes)
+    plan = _bindings(config, shapes) if config.family else _litgpt_bindings(shapes, shapes)
     own = {name: shape for name, shape in found.items() if name in shapes or name != HEAD}
     _require_same(shapes, own, "the model to be written")
     return (pair for binding in plan for pair in _to_theirs(binding, [fetch(o) for o in binding.ours], shapes, config))
@@ -125,7 +127,7 @@ def _bindings(config: Config, shapes: Shapes) -> list[Binding]:
     """The equations of the config's family, written out for all tensors in `shapes`."""
     fields = config.to_dict() | {name: getattr(config, name) for name in ("qkv_bias", "proj_bias", "has_mlp_bias")}
     plan = []
-    for equation in families.family(_family(config)).equations(fields):
+    for equation in families.family(config.family).equations(fields):
         suffixes = ("",) if equation.exact else (".weight", ".bias")
         for place in _places(equation.ours[0], config):
             for suffix in suffixes:
@@ -137,12 +139,6 @@ def _bindings(config: Config, shapes: Shapes) -> list[Binding]:
     bound = [name for binding in plan for name in binding.ours]
     assert sorted(bound) == sorted(shapes), f"equations of {config.family}: {set(bound) ^ set(shapes) or 'twice'}"
     return plan
-
-
-def _family(config: Config) -> str:
-    if not config.family:
-        config.to_hf()  # says which switch no family has
-    return config.family
 
 
 def _places(stem: str, config: Config) -> Iterator[dict[str, int]]:
@@ -165,7 +161,7 @@ def _name_of(name: str, config: Config, kind: str) -> str:
     if kind == "litgpt":
         return name
     stem, _, suffix = name.rpartition(".")
-    equations = families.family(_family(config)).equations(config.to_dict())
+    equations = families.family(config.family).equations(config.to_dict())
     return next(f"{e.theirs[0]}.{suffix}" for e in equations if e.ours == (stem,))
 
 

@@ -664,3 +664,17 @@ def test_what_fails_on_one_rank_fails_on_all_and_leaves_nothing(two_ranks):
         line.startswith("MachineError") and "step-2 could not be written: Input/output error" in line for line in said
     )
     assert [place.name for place in out.iterdir()] == ["step-1"]
+
+
+def test_a_mix_of_switches_that_no_family_has_is_kept_under_our_own_names(tmp_path):
+    config = shrunk("pythia-14m", scale_embeddings=True, family="")
+    assert config.family == ""
+    model = random_gpt(config)
+    checkpoint.write(tmp_path / "own", config, model)
+    assert not (tmp_path / "own" / "config.json").exists()
+    again = checkpoint.load_model(tmp_path / "own")
+    assert again.config == config
+    assert Config.from_name("Llama-2-7b-hf", scale_embeddings=True).family == ""
+    ids = torch.arange(12).unsqueeze(0)
+    with torch.no_grad():
+        assert torch.equal(again(ids), model(ids))
