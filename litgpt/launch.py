@@ -111,6 +111,21 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+@contextmanager
+def memory_errors(remedy: str) -> Iterator[None]:
+    """Turn running out of memory, on the host or a GPU, into one line that says what to lower."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not _is_out_of_memory(error):
+            raise
+        raise MachineError(f"out of memory; {remedy}") from error
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
 def seed_everything(seed: int) -> None:
     """One seed for Python, NumPy and torch on every device."""
     import numpy
@@ -247,7 +262,7 @@ class _Ranks:
 
     def end(self) -> None:
         for process in self.processes:
-            if process.exitcode is None:
+            if process.pid is not None and process.exitcode is None:
                 process.kill()
 
 

@@ -13,7 +13,7 @@ from litgpt import estimate
 from litgpt.args import EvalArgs, LogArgs, TrainArgs
 from litgpt.config import Config
 from litgpt.data.base import DataModule
-from litgpt.errors import InputError
+from litgpt.errors import InputError, MachineError
 from litgpt.tokenizer import Tokenizer
 
 # torch is imported inside the functions, once the command is chosen and its words are right: `--help` stays quick
@@ -56,7 +56,7 @@ def main(
     logger_name: Literal["csv", "tensorboard", "wandb", "mlflow", "litlogger"] = "csv",
     seed: int = 42,
     overwrite: bool = False,
-    allow_change: list[str] | None = None,
+    allow_change: list[str] | str | None = None,
 ) -> None:
     """Train a model on text, from scratch or from a checkpoint.
 
@@ -117,8 +117,9 @@ def main(
         print(f"the run in {job.out_dir} is already complete: {done.at.step} steps; nothing was changed")
         return
     job.resume_dir = run_state.resume_from(job.out_dir, resume)
-    job.check_resume(resume is not False, tuple(allow_change or ()))
-    launch.launch(machine, job.precision, pretrain, job)
+    job.check_resume(resume is not False, [allow_change] if isinstance(allow_change, str) else allow_change or [])
+    with launch.memory_errors("lower train.micro_batch_size or train.max_seq_length, then --resume auto"):
+        launch.launch(machine, job.precision, pretrain, job)
 
 
 def choose_config(name: str, given: Config | None, checkpoint_dir: Path | None, train: TrainArgs) -> Config:
@@ -230,13 +231,16 @@ class Job:
         return estimate.training_memory(self.config, self.train.micro_batch_size, self.seq_length, self.precision)
 
     def _check_memory(self) -> None:
-        estimate.require_fit(
-            self.memory().total,
-            self.machine.free_memory(),
-            f"training {self.config.name} ({self.precision}) with train.micro_batch_size "
-            f"{self.train.micro_batch_size} and train.max_seq_length {self.seq_length}",
-            "lower train.micro_batch_size or train.max_seq_length, or train a smaller model",
-        )
+        try:
+            estimate.require_fit(
+                self.memory().total,
+                self.machine.free_memory(),
+                f"training {self.config.name} ({self.precision}) with train.micro_batch_size "
+                f"{self.train.micro_batch_size} and train.max_seq_length {self.seq_length}",
+                "lower train.micro_batch_size or train.max_seq_length, or train a smaller model",
+            )
+        except InputError as error:  # the words are right: it is the machine that has too little
+            raise MachineError(str(error)) from None
 
     def fit_to_data(self) -> None:
         """Settle batch and warm-up for the samples there are; defaults that cannot fit are reduced."""
@@ -296,7 +300,7 @@ class Job:
             },
         )
 
-    def check_resume(self, resuming: bool, allowed: tuple[str, ...]) -> None:
+    def check_resume(self, resuming: bool, allowed: list[str]) -> None:
         """Refuse to go on with other settings, or into another run's directory."""
         from litgpt import run_state
 
@@ -374,6 +378,8 @@ def pretrain(fabric: Fabric, job: Job) -> None:
         training.restore(run, job.resume_dir)
     _open_out_dir(run, job)
     training.fit(run)
+    if run.tracker is not None:
+        run.tracker.finalize("success")
     if fabric.is_global_zero:
         _conclude(run, job)
 
@@ -405,7 +411,8 @@ def _announce(fabric: Fabric, job: Job, schedule: Schedule) -> None:
     rows = {
         "model": f"{job.config.name or 'of your own'}, {quantity(estimate.parameters(job.config).total)} parameters",
         "on": f"{job.machine}, precision {job.precision}",
-        "memory": f"about {size(job.memory().total)} at the peak, {size(job.machine.free_memory())} free",
+        "memory": f"about {size(job.memory().total)} for weights, gradients, optimizer and activations, "
+        f"{size(job.machine.free_memory())} free",
         "batch": f"{train.global_batch_size} rows of {job.seq_length} tokens = {train.micro_batch_size} at a time x "
         f"{train.accumulation(ranks)} accumulated x {ranks} device{'s' * (ranks > 1)}",
         "steps": f"{steps}, the first {schedule.warmup} to warm up",
@@ -434,6 +441,8 @@ def _open_out_dir(run: Run, job: Job) -> None:
         logged = None if job.resume_dir is None else run.state.logged
         run.metrics = report.Metrics(job.out_dir / run_state.LOGS / "metrics.csv", logged)
         run.tracker = launch.tracker(job.logger_name, job.out_dir, job.log)
+        if run.tracker is not None:
+            run.tracker.log_hyperparams(job.hyperparameters)
     run.fabric.barrier()
 
 
@@ -445,7 +454,7 @@ def _conclude(run: Run, job: Job) -> None:
     assert job.ready is not None
     at, unigram = run.state.at, job.ready.unigram_loss()
     rows = {
-        "validation loss": "no validation data" if run.val_loss is None else f"{run.val_loss:.4f} nats per token",
+        "validation loss": "" if run.val_loss is None else f"{run.val_loss:.4f} nats per token",
         "unigram loss": "" if unigram is None else f"{unigram:.4f}, of a model that only counts tokens",
         "trained": f"{report.quantity(at.tokens)} tokens in {report.duration(at.seconds)}, "
         f"{at.tokens / max(at.seconds, 1e-9):,.0f} tokens/s",

@@ -241,5 +241,6 @@ def prune(out_dir: Path, keep: int) -> None:
     """Remove the oldest step checkpoints, so that `keep` remain."""
     steps = sorted(path for path in out_dir.iterdir() if path.is_dir() and STEP.fullmatch(path.name))
     for path in steps[:-keep]:
-        gone = path.rename(path.with_name(f".{path.name}.old.gone"))
-        shutil.rmtree(gone)
+        path.rename(path.with_name(f".{path.name}.gone"))  # no half-removed directory bears a checkpoint's name
+    for path in out_dir.glob(".step-*.gone"):
+        shutil.rmtree(path)

@@ -88,6 +88,11 @@ class Run:
         return self.model.module
 
     @property
+    def step_dir(self) -> Path:
+        """Where the checkpoint of this moment belongs."""
+        return self.out_dir / f"step-{self.state.at.step:08d}"
+
+    @property
     def is_over(self) -> bool:
         return bool(self.schedule.steps) and self.state.at.step >= self.schedule.steps
 
@@ -112,6 +117,7 @@ def fit(run: Run) -> None:
             _train(run, stop)
         except _Stopped:
             _save_step(run)
+            run.progress.note(f"stopped; {run.step_dir} is saved, --resume auto goes on from there")
             run.progress.close()
             raise SystemExit(128 + stop.number) from None
     run.progress.close()
@@ -307,7 +313,7 @@ def _save_step(run: Run) -> None:
     for name, tensor in run_state.optimizer_tensors(run.bare, run.optimizer).items():
         tensors[f"optimizer.{name}"] = tensor
     run.write_weights(
-        run.out_dir / f"step-{step:08d}",
+        run.step_dir,
         lambda directory: checkpoint.save_training_state(directory, tensors, asdict(run.state)),
     )
     run.saved_step = step

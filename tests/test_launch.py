@@ -48,6 +48,13 @@ def test_training_on_cpu_is_exact_unless_asked_otherwise() -> None:
         launch.training_precision("bf16-tru", "cpu")
 
 
+def test_running_out_of_memory_says_what_to_lower() -> None:
+    with pytest.raises(MachineError, match="out of memory; lower it"), launch.memory_errors("lower it"):
+        torch.empty(2**55)
+    with pytest.raises(RuntimeError, match="another"), launch.memory_errors("lower it"):
+        raise RuntimeError("another")
+
+
 def act(fabric: Any, job: dict[int, str]) -> float:
     """Each rank does what `job` says, then all meet."""
     match job.get(fabric.global_rank):

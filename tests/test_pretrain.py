@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from litgpt import checkpoint, pretrain
 from litgpt.args import TrainArgs
 from litgpt.config import Config
-from litgpt.errors import InputError, MissingError, UserError
+from litgpt.errors import InputError, MachineError, MissingError, UserError
 from litgpt.tokenizer import Tokenizer
 from tests.makers import runs
 from tests.makers.configs import shrunk
@@ -207,7 +207,7 @@ def test_a_model_that_will_not_fit_is_refused_before_it_is_built(
 ) -> None:
     monkeypatch.setattr(pretrain, "build_model", None)
     began = time.monotonic()
-    with pytest.raises(InputError, match=r"pythia-12b .*needs about .*GB.* is free; lower train\.micro_batch_size"):
+    with pytest.raises(MachineError, match=r"pythia-12b .*needs about .*GB.* is free; lower train\.micro_batch_size"):
         runs.run(folder, tmp_path / "run", model_name="pythia-12b", model_config=None, train={"max_seq_length": 2048})
     assert time.monotonic() - began < 5
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from litgpt.loss import Loss
 from litgpt.model import GPT
 from litgpt.report import Metrics, Progress
 from litgpt.run_state import RunState
-from litgpt.training import Run, Schedule, fit
+from litgpt.training import Run, Schedule, Stop, fit
 from tests.makers import runs
 from tests.makers.configs import shrunk
 
@@ -273,6 +274,14 @@ def test_a_run_without_validation_data_ends_well(tmp_path: Path) -> None:
             return iter(())
 
     assert fragile(tmp_path, [1], max_steps=2, val=Nothing([])).val_loss is None
+
+
+def test_a_second_interrupt_ends_the_run_at_once() -> None:
+    stop = Stop()
+    stop.ask(signal.SIGTERM, None)
+    stop.ask(signal.SIGTERM, None)  # patience: the checkpoint is being written
+    with pytest.raises(KeyboardInterrupt):
+        stop.ask(signal.SIGINT, None)
 
 
 def test_time_ends_a_run_at_most_a_step_late(tmp_path: Path) -> None:
