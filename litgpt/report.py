@@ -9,13 +9,14 @@ import csv
 import io
 import os
 import shlex
-import shutil
 import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
+
+from tqdm import tqdm
 
 from litgpt.errors import MachineError
 
@@ -63,78 +64,112 @@ def table(rows: Mapping[str, str]) -> str:
 # While it runs -------------------------------------------------------------------------------------------------------
 
 
-class Progress:
-    """One moving line on a terminal, a plain line every few seconds elsewhere; nothing where `shown` is False.
+class Bar(tqdm):
+    """How far something is: a moving bar on a terminal, a plain line every few seconds elsewhere.
 
-    `total` is the last step; 0 where only a time limit ends the run.
+    Args:
+        total: what `at` will reach; 0 where nobody knows.
+        what: words before the numbers.
+        done: where it starts.
+        shown: False shows nothing, as on all ranks but the first.
+        delay: seconds before anything is shown.
     """
 
-    def __init__(self, total: int, stream: TextIO | None = None, *, shown: bool = True) -> None:
-        self.total, self.stream, self.shown = total, stream or sys.stdout, shown
-        self.moving = self.stream.isatty()
-        self._marks: deque[tuple[float, int, int]] = deque()  # (time, step, tokens)
-        self._said = 0.0
-        self._line = ""
+    monitor_interval = 0  # tqdm's thread would outlive signals
 
-    def start(self, step: int, tokens: int) -> None:
-        self._marks.append((time.monotonic(), step, tokens))
+    def __init__(
+        self, total: float, what: str = "", *, done: float = 0, stream: TextIO | None = None, **options: Any
+    ) -> None:
+        stream = stream or sys.stdout
+        self.moving, self.words, self._line = stream.isatty(), "", ""
+        far = ("{bar:24}  " if self.moving else "") + "{percentage:3.0f}%  {words}  ETA {remaining}"
+        super().__init__(
+            total=total or None,
+            initial=done,
+            desc=what,
+            file=stream,
+            disable=not options.get("shown", True),
+            delay=options.get("delay", 0.0) or 1e-6,  # not at once: there is nothing to say yet
+            mininterval=0.1 if self.moving else QUIET_EVERY,
+            miniters=0,
+            smoothing=0.1,
+            dynamic_ncols=True,
+            bar_format=f"{{desc}} {far if total else '{words}'}",
+        )
 
-    def update(self, step: int, tokens: int, loss: float) -> None:
-        """Show that `step` steps and `tokens` tokens are done."""
-        now = time.monotonic()
-        self._marks.append((now, step, tokens))
-        while len(self._marks) > 2 and now - self._marks[1][0] > RATE_WINDOW:
-            self._marks.popleft()
-        self._line = self._words(step, loss)
-        if self.moving:
-            self._show(now, every=0.1)
-        elif step == self.total or now - self._said >= QUIET_EVERY:
-            self._said = now
-            self._print(self._line)
+    @property
+    def format_dict(self) -> dict[str, Any]:
+        return {**super().format_dict, "words": self.words}
+
+    def at(self, done: float, words: str, what: str | None = None) -> None:
+        """Show that `done` is reached, with a few words."""
+        self.words = words
+        if what is not None:
+            self.set_description_str(what, refresh=False)
+        self.update(done - (self.n or 0))
 
     def note(self, line: str) -> None:
         """A line that stays, above the moving one."""
-        self._print(("\r\033[K" if self.moving and self._line else "") + line)
+        if self.disable:
+            return
+        if self.moving:
+            self.clear()
+        print(line, file=self.fp, flush=True)
         if self.moving and self._line:
-            self._show(time.monotonic(), every=0)
+            self.refresh()
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        line = str(self) if msg is None else msg
+        if self.moving:
+            super().display(line, pos)
+        elif line and line != self._line:
+            print(line, file=self.fp, flush=True)
+        self._line = line or self._line
+
+    def close(self) -> None:
+        """Leave the last state standing, if anything was shown."""
+        if not self.moving and not self.disable and self.format_dict["elapsed"] >= self.delay:
+            self.display()
+            self.leave = False
+        super().close()
+
+
+class Progress:
+    """The bar of a training run. `total` is the last step; 0 where only a time limit ends the run."""
+
+    def __init__(self, total: int, stream: TextIO | None = None, *, shown: bool = True) -> None:
+        self.total, self.stream, self.shown = total, stream, shown
+        self.bar: Bar | None = None
+        self._marks: deque[tuple[float, int]] = deque()  # (time, tokens)
+
+    def start(self, step: int, tokens: int) -> None:
+        self.bar = Bar(self.total, done=step, stream=self.stream, shown=self.shown)
+        self._marks.append((time.monotonic(), tokens))
+
+    def update(self, step: int, tokens: int, loss: float) -> None:
+        """Show that `step` steps and `tokens` tokens are done."""
+        assert self.bar is not None
+        now = time.monotonic()
+        self._marks.append((now, tokens))
+        while len(self._marks) > 2 and now - self._marks[1][0] > RATE_WINDOW:
+            self._marks.popleft()
+        what = f"step {step}/{self.total}" if self.total else f"step {step}"
+        self.bar.at(step, f"loss {loss:.3f}  {self.tokens_per_second:,.0f} tok/s", what)
+
+    def note(self, line: str) -> None:
+        """A line that stays, above the moving one."""
+        if self.bar is not None:
+            self.bar.note(line)
 
     def close(self) -> None:
         """Leave the last state of the moving line standing."""
-        if self.moving and self._line:
-            self._show(time.monotonic(), every=0)
-            self._print("")
-        self._line = ""
+        if self.bar is not None:
+            self.bar.close()
 
     @property
     def tokens_per_second(self) -> float:
-        (then, _, before), (now, _, after) = self._marks[0], self._marks[-1]
+        (then, before), (now, after) = self._marks[0], self._marks[-1]
         return (after - before) / (now - then) if now > then else 0.0
-
-    def _words(self, step: int, loss: float) -> str:
-        words = f"loss {loss:.3f}  {self.tokens_per_second:,.0f} tok/s"
-        if not self.total:
-            return f"step {step}  {words}"
-        bar = f"{_bar(step / self.total)}  " if self.moving else ""
-        return f"step {step}/{self.total}  {bar}{step / self.total:4.0%}  {words}  ETA {self._eta(step)}"
-
-    def _eta(self, step: int) -> str:
-        (then, before, _), (now, after, _) = self._marks[0], self._marks[-1]
-        return duration((now - then) / max(after - before, 1) * (self.total - step))
-
-    def _show(self, now: float, every: float) -> None:
-        if now - self._said >= every:
-            self._said = now
-            columns = shutil.get_terminal_size().columns
-            self._print(f"\r\033[K{self._line[: columns - 1]}", end="")
-
-    def _print(self, line: str, end: str = "\n") -> None:
-        if self.shown:
-            print(line, end=end, file=self.stream, flush=True)
-
-
-def _bar(share: float, width: int = 24) -> str:
-    full = round(min(share, 1.0) * width)
-    return "━" * full + "─" * (width - full)
 
 
 class Metrics:

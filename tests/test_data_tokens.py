@@ -295,13 +295,16 @@ def test_killed_anywhere_a_rerun_gives_the_same_tokens(tmp_path):
 
 
 def test_long_preparations_say_how_far_they_are(tmp_path, monkeypatch, capsys):
-    clock = iter(range(0, 1000, 4))
-    monkeypatch.setattr(tokens_module.time, "monotonic", lambda: next(clock))
+    now = [0]
+    monkeypatch.setattr("tqdm.std.time", lambda: now[0])
     monkeypatch.setattr(tokens_module, "_BATCH_CHARACTERS", 1)
+    monkeypatch.setattr(
+        tokens_module.Bar, "at", lambda *a, at=tokens_module.Bar.at: (now.__setitem__(0, now[0] + 6), at(*a))
+    )
     corpus(write_texts(tmp_path, a="5 6", b="7", c="8")).prepare()
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "tokenizing:  60%  3 tokens  ETA 0:03"
-    assert len(lines) == 2
+    assert lines[0] == "tokenizing  60%  3 tokens  ETA 00:04"
+    assert lines[-1].startswith("tokenizing 100%")
 
 
 def test_unigram_loss_is_the_mean_surprise_of_add_one_frequencies():

@@ -22,6 +22,7 @@ class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 100.0
         monkeypatch.setattr(time, "monotonic", lambda: self.now)
+        monkeypatch.setattr("tqdm.std.time", lambda: self.now)
 
 
 @pytest.fixture
@@ -70,7 +71,7 @@ def test_a_terminal_gets_one_moving_line_with_loss_speed_and_eta(clock: Clock) -
     progress.note("validated")
     progress.close()
     shown = terminal.getvalue()
-    assert "loss 3.250  100 tok/s  ETA 0:30" in shown
+    assert "loss 3.250  100 tok/s  ETA 00:30" in shown
     assert "validated\n" in shown
     assert shown.endswith("\n")
 

@@ -17,8 +17,6 @@ import json
 import math
 import os
 import re
-import sys
-import time
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -33,7 +31,7 @@ import numpy as np
 from litgpt import storage
 from litgpt.data.text import read_documents
 from litgpt.errors import InputError, MachineError, UserError
-from litgpt.report import duration, quantity
+from litgpt.report import Bar, quantity
 
 if TYPE_CHECKING:
     from litgpt.tokenizer import Tokenizer
@@ -235,15 +233,12 @@ def _wait_for(lock: int, place: Path) -> None:
 
 
 class _Progress:
-    """A line about the share of the text that is tokenised: from the third second on, every few seconds."""
+    """A bar over the share of the text that is tokenised, from the third second on."""
 
     def __init__(self, size: int) -> None:
         self.size, self.read = max(size, 1), 0  # bytes of the files
         self.seen, self.encoded = 0, 0  # characters of the documents that were read
-        self.start = time.monotonic()
-        self.next = self.start + 3
-        self.moving = sys.stdout.isatty()
-        self.said = False
+        self.bar = Bar(1, "tokenizing", delay=3)
 
     def watch(self, files: Sequence[Path], key: str) -> Iterator[str]:
         """The documents of the files, counted as they are read."""
@@ -254,17 +249,11 @@ class _Progress:
     def show(self, characters: int, tokens: int) -> None:
         """So many characters more are encoded, so many tokens are there in all."""
         self.encoded += characters
-        now = time.monotonic()
-        if now >= self.next:
-            self.next, self.said = now + (0.5 if self.moving else 5), True
-            share = self.read / self.size * self.encoded / self.seen
-            left = (now - self.start) * (1 - share) / share
-            words = f"tokenizing: {share:4.0%}  {quantity(tokens)} tokens  ETA {duration(left)}"
-            print(f"\r\033[K{words}" if self.moving else words, end="" if self.moving else "\n", flush=True)
+        share = self.read / self.size * self.encoded / self.seen
+        self.bar.at(min(share, 1.0), f"{quantity(tokens)} tokens")
 
     def close(self) -> None:
-        if self.said and self.moving:
-            print()
+        self.bar.close()
 
     def _add(self, size: int) -> None:
         self.read += size
