@@ -1,0 +1,50 @@
+"""The README's commands, run as they stand there on a text of one's own; only the training is cut short."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).parents[1]
+SHORTER = {"litgpt pretrain": " --train.max_steps 3 --train.lr_warmup_steps 1 --train.save_interval 0"}
+
+
+def commands() -> list[str]:
+    """The lines of the block that is marked as tested, continuation lines joined."""
+    block = re.search(r"<!-- tested -->\n```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert block, "the README has no tested block"
+    return block[1].replace("\\\n", " ").strip().splitlines()
+
+
+def test_the_readme_leads_from_a_text_to_a_model_one_can_talk_to(tmp_path):
+    text = (ROOT / "config_hub/pretrain/quickstart/text.txt").read_text()
+    (tmp_path / "my_text").mkdir()
+    (tmp_path / "my_text" / "mine.txt").write_text(text[:120_000])
+    (tmp_path / "config_hub").symlink_to(ROOT / "config_hub")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    for command in commands():
+        shorter = next((more for start, more in SHORTER.items() if command.startswith(start)), "")
+        done = subprocess.run(
+            command + shorter, shell=True, cwd=tmp_path, input="Ada\n", capture_output=True, text=True,
+            env=os.environ | {"PATH": path, "PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+        assert "Traceback" not in done.stderr
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from litgpt.checkpoint import load_model
+
+    final = tmp_path / "out/mine/run/final"
+    theirs, ours = AutoModelForCausalLM.from_pretrained(final), load_model(final)
+    ids = AutoTokenizer.from_pretrained(final)("Once upon a time", return_tensors="pt").input_ids
+    with torch.no_grad():
+        torch.testing.assert_close(ours(ids), theirs(ids).logits, atol=1e-4, rtol=1e-4)
+
+
+def test_every_file_that_the_documents_point_to_is_there():
+    for document in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "tutorials").glob("*.md"))):
+        for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
+            assert (document.parent / target).exists(), f"{document.name} points to {target}"
