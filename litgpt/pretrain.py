@@ -124,7 +124,7 @@ def main(
 
 def choose_config(name: str, given: Config | None, checkpoint_dir: Path | None, train: TrainArgs) -> Config:
     """The model to train: of the fields that were given, of the checkpoint, or of the name."""
-    config = given if given is not None else None
+    config = given
     if checkpoint_dir is not None:
         from litgpt import checkpoint
 
@@ -189,7 +189,7 @@ class Job:
 
     def check_words(self, resuming: bool) -> None:
         """Refuse, before data is read, all that is wrong in the words alone, and a model that will not fit."""
-        from litgpt import optimizers, run_state
+        from litgpt import checkpoint, optimizers, run_state
 
         if self.seq_length > self.config.block_size:
             raise InputError(
@@ -201,7 +201,8 @@ class Job:
             raise InputError(f"train.min_lr {self.train.min_lr} is more than the learning rate, optimizer.lr {rate}")
         run_state.require_out_dir(self.out_dir, resume=resuming, overwrite=self.overwrite)
         self._check_tokenizer()
-        self._check_initial_checkpoint()
+        if self.initial_checkpoint_dir is not None:
+            checkpoint.open_(checkpoint.find(self.initial_checkpoint_dir))
         self._check_memory()
 
     def _check_tokenizer(self) -> None:
@@ -212,18 +213,6 @@ class Job:
                 f"tokenizer_dir {self.tokenizer_dir} has {tokenizer.vocab_size} tokens, but the model "
                 f"{self.config.name} only {room}; train a smaller tokenizer (litgpt "
                 "train_tokenizer --vocab_size), or give --model_config.padded_vocab_size"
-            )
-
-    def _check_initial_checkpoint(self) -> None:
-        if self.initial_checkpoint_dir is None:
-            return
-        from litgpt import checkpoint
-
-        source = checkpoint.open_(checkpoint.find(self.initial_checkpoint_dir)).dir.resolve()
-        if self.overwrite and source.is_relative_to(self.out_dir.resolve()):
-            raise InputError(
-                f"--overwrite true would remove initial_checkpoint_dir {self.initial_checkpoint_dir}, which lies in "
-                f"out_dir {self.out_dir}; choose another out_dir"
             )
 
     def memory(self) -> estimate.Memory:
@@ -305,14 +294,14 @@ class Job:
         from litgpt import run_state
 
         resumed = self.resume_dir
-        if resumed is not None and resumed.resolve().parent != self.out_dir.resolve():
+        if resumed is None:
+            run_state.require_kept(self.out_dir, self.initial_checkpoint_dir, self.tokenizer_dir)
+        elif resumed.resolve().parent != self.out_dir.resolve():
             run_state.require_out_dir(self.out_dir, resume=False, overwrite=self.overwrite)
-        begun = (
-            (run_state.read_state(resumed), resumed) if resumed else (run_state.finished(self.out_dir), self.out_dir)
-        )
-        if resuming and begun[0] is not None:
-            run_state.require_same(begun[0].facts, self.facts(), allowed, begun[1])
-            run_state.require_resumable(begun[0], begun[1])
+        begun = run_state.read_state(resumed) if resumed else run_state.finished(self.out_dir)
+        if resuming and begun is not None:
+            run_state.require_same(begun.facts, self.facts(), allowed, resumed or self.out_dir)
+            run_state.require_resumable(begun, resumed or self.out_dir)
 
 
 DECIDING = (
@@ -417,7 +406,7 @@ def _announce(fabric: Fabric, job: Job, schedule: Schedule) -> None:
         f"{train.accumulation(ranks)} accumulated x {ranks} device{'s' * (ranks > 1)}",
         "steps": f"{steps}, the first {schedule.warmup} to warm up",
         "tokens": f"{quantity(schedule.steps * step_tokens)}" if schedule.steps else "until the time is over",
-        "data": f"{quantity(len(job.ready.train_dataloader()) * train.micro_batch_size)} rows",  # type: ignore
+        "data": f"{quantity(job.ready.train_dataloader().samples)} rows to train on",  # type: ignore[union-attr]
     }
     if job.reduced:
         fabric.print(f"defaults reduced to fit this run: {', '.join(job.reduced)}")

@@ -230,6 +230,13 @@ def clear(out_dir: Path) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
+def require_kept(out_dir: Path, *needed: Path | None) -> None:
+    """Refuse a run that would remove, with what another one left in `out_dir`, something it needs itself."""
+    for path in filter(None, needed):
+        if any(Path(path).resolve().is_relative_to(old.resolve()) for old in _leavings(out_dir)):
+            raise InputError(f"{path} belongs to the run in out_dir {out_dir} that is replaced; choose another out_dir")
+
+
 def _leavings(out_dir: Path) -> list[Path]:
     if not out_dir.is_dir():
         return []

@@ -160,7 +160,7 @@ def test_a_checkpoint_of_another_model_is_refused(folder: Path, trained: Path, t
 
 
 def test_overwriting_the_checkpoint_to_start_from_is_refused(folder: Path, trained: Path) -> None:
-    with pytest.raises(InputError, match="--overwrite true would remove initial_checkpoint_dir"):
+    with pytest.raises(InputError, match=r"final belongs to the run in out_dir .* that is replaced"):
         runs.run(folder, trained, model_config=llama(), initial_checkpoint_dir=trained / "final", overwrite=True)
 
 
