@@ -516,7 +516,10 @@ def _with_later_fields(fields: dict[str, Any]) -> dict[str, Any]:
     row = families.find(str(fields.get("name", "")))
     candidates = families.matching(fields)
     family = row[0] if row and row[0] in candidates else next(iter(candidates), None)
-    return {**(family.traits if family else {}), **fields}
+    later = {**(family.traits if family else {}), **fields}
+    if row and family is row[0] and not _written(Config(**later, family=family.name), family)[1]:
+        later["family"] = family.name
+    return later
 
 
 def _from_beside(config: Config, path: Path) -> dict[str, Any]:

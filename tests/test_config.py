@@ -432,3 +432,14 @@ def test_longrope_goes_by_its_older_name_too():
     assert first.differences(older) == []
     # the scale of cos and sin belongs to the trained lengths, not to the block that a user asks for
     assert Config.from_hf(first.to_hf(), block_size=32).rope_adjustments["factor"] == 4
+
+
+def test_a_directory_of_litgpt_05_keeps_the_family_of_its_name(tmp_path):
+    """Its model_config.yaml names no family; llama and its kin have the same switches."""
+    for name, family in (("Llama-3.2-1B", "llama"), ("Mistral-7B-v0.3", "mistral"), ("nobody-knows", "llama")):
+        known = name if family == "mistral" else "Llama-3.2-1B"
+        fields = shrunk(known).to_dict() | {"name": name}
+        for later in ("family", "tie_embeddings", "norm_unit_offset", "norm_affine", "norm_bias", "attn_proj_bias"):
+            del fields[later]
+        (tmp_path / "model_config.yaml").write_text(yaml.safe_dump(fields))
+        assert Config.from_file(tmp_path / "model_config.yaml").family == family
