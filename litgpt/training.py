@@ -188,7 +188,7 @@ def _update(run: Run, loss: Tensor, rate: float, counted: int) -> Step:
         if run.train.max_norm:
             torch.nn.utils.clip_grads_with_norm_(run.bare.parameters(), run.train.max_norm, norm)
         for group in run.optimizer.param_groups:
-            group["lr"] = rate * group.get("lr_scale", 1.0)
+            group["lr"] = rate
         run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
     return step
@@ -251,8 +251,6 @@ def _settle(run: Run, stop: Stop) -> None:
     run.state.pending = None
     if due(run.train.save_interval, step):
         _save_step(run)
-        if run.train.keep_last and run.fabric.is_global_zero:
-            run_state.prune(run.out_dir, run.train.keep_last)
 
 
 def _finish(run: Run, stop: Stop) -> None:
@@ -317,6 +315,8 @@ def _save_step(run: Run) -> None:
         lambda directory: checkpoint.save_training_state(directory, tensors, asdict(run.state)),
     )
     run.saved_step = step
+    if run.train.keep_last and run.fabric.is_global_zero:
+        run_state.prune(run.out_dir, run.train.keep_last)
 
 
 def restore(run: Run, directory: Path) -> None:
