@@ -201,7 +201,7 @@ def _fabric(on: Machine, precision: str, rank: int = 0, port: int | None = None)
     strategy: Any = "auto"
     if on.world_size > 1:
         environment = None if port is None else _environment(rank, port)
-        strategy = DDPStrategy(cluster_environment=environment, gradient_as_bucket_view=True, broadcast_buffers=False)
+        strategy = DDPStrategy(cluster_environment=environment, gradient_as_bucket_view=True)
     return Fabric(
         accelerator=on.accelerator,
         devices=on.devices,
