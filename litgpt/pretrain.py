@@ -387,6 +387,7 @@ def build_model(job: Job, device: torch.device) -> GPT:
     with torch.device("meta"):
         model = GPT(job.config)
     model = model.to(dtype).to_empty(device=device)
+    model.tie_weights()  # to_empty gives each name memory of its own
     model.init_weights(torch.Generator(device).manual_seed(job.seed))
     return model
 

@@ -96,6 +96,16 @@ def test_printed_speed_is_that_of_the_wall_clock(folder: Path, tmp_path: Path) -
         assert float(row["tokens_per_second"]) == pytest.approx(tokens / span, rel=0.05)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_what_is_saved_is_what_was_trained(tied: bool, folder: Path, tmp_path: Path) -> None:
+    fast = {"class_path": "AdamW", "init_args": {"lr": 0.03}}
+    config = shrunk("tiny-llama-1.1b", tie_embeddings=tied)
+    runs.run(folder, tmp_path / "run", model_config=config, optimizer=fast, eval={"max_iters": None})
+    trained_to = float(runs.losses(tmp_path / "run")[-1]["val_loss"])
+    assert trained_to < 0.9 * math.log(96)  # it has learned something
+    assert math.isclose(trained_to, validation_loss(folder, tmp_path / "run" / "final"), rel_tol=1e-5)
+
+
 def test_a_tied_head_is_written_once(trained: Path) -> None:
     assert "lm_head.weight" not in load_file(trained / "final" / "model.safetensors")
     assert Config.from_checkpoint(trained / "final").tie_embeddings
@@ -135,15 +145,21 @@ def test_the_first_loss_of_a_run_from_a_checkpoint_is_the_checkpoints_own(
     runs.run(folder, tmp_path / "run", **start, train=SHORT, eval=whole)
     first = float(runs.losses(tmp_path / "run")[0]["val_loss"])
 
-    model, total, counted = checkpoint.load_model(final), 0.0, 0
+    assert math.isclose(first, validation_loss(folder, final), rel_tol=1e-5)
+    assert runs.losses(tmp_path / "run")[0]["step"] == "0"
+
+
+def validation_loss(folder: Path, checkpoint_dir: Path) -> float:
+    """Of a checkpoint as it lies on the disk, on all of the validation text."""
+    model, total, counted = checkpoint.load_model(checkpoint_dir), 0.0, 0
     data = runs.material(folder)["data"]
-    data.connect(Tokenizer(final), 2, 32)
+    data.connect(Tokenizer(checkpoint_dir), 2, 32)
+    data.prepare_data()
     data.setup()
     for batch in data.val_dataloader():
         loss = model(batch["ids"], targets=batch["labels"])
         total, counted = total + loss.total.item(), counted + int(loss.count)
-    assert math.isclose(first, total / counted, rel_tol=1e-5)
-    assert runs.losses(tmp_path / "run")[0]["step"] == "0"
+    return total / counted
 
 
 def test_a_checkpoint_of_another_model_is_refused(folder: Path, trained: Path, tmp_path: Path) -> None:
