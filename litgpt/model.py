@@ -56,6 +56,12 @@ class GPT(nn.Module):
         if self.config.tie_embeddings:
             self.lm_head.weight = self.wte.weight
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        # `to_empty` and moves to another kind of device give each name memory of its own
+        super()._apply(fn, recurse)
+        self.tie_weights()
+        return self
+
     @property
     def wte(self) -> nn.Embedding:
         return cast(nn.Embedding, self.transformer["wte"])

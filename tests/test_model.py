@@ -177,6 +177,13 @@ def test_a_tied_head_is_one_parameter_and_stays_a_key():
     assert "transformer.wte.weight" not in dict(model.named_parameters())
 
 
+def test_a_tied_head_stays_tied_in_empty_memory_and_in_another_precision():
+    with torch.device("meta"):
+        model = GPT(shrunk("SmolLM2-135M", tie_embeddings=True))
+    for moved in (model.to_empty(device="cpu"), model.bfloat16()):
+        assert moved.lm_head.weight is moved.wte.weight
+
+
 def test_rope_survives_a_cast_and_empty_memory():
     config = shrunk("Llama-3.2-1B")
     model = GPT(config)
