@@ -1,8 +1,8 @@
 """From a request to the arguments of a command's function: types, defaults, and objects of the classes that were named.
 
 jsonargparse turns text into typed values. Which keys there are, signature.py knows; where a value stands, recipe.py.
-Tried: jsonargparse for the whole road, keys and merging too. It took two thirds of the lines, and lost what matters when a
-recipe is partly replaced: `--data OTHER` over its data, the line of an error, classes that are never imported.
+Tried: jsonargparse for the whole road, keys and merging too. It took two thirds of the lines, and lost what counts
+when a recipe is partly replaced: `--data OTHER` over its data, the line of an error, classes never imported.
 """
 
 from __future__ import annotations

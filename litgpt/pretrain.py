@@ -180,10 +180,20 @@ class Job:
         return self.train.max_seq_length or self.config.block_size
 
     def opened_data(self) -> DataModule:
-        """The data module, connected and set up; what it prepares on disk is there once, however many ask."""
+        """The data module, connected and set up; what it prepares on disk is there once, however many ask.
+
+        A text shorter than the model's context makes shorter rows, unless their length was given.
+        """
         data = copy.deepcopy(self.data)
-        data.connect(Tokenizer(self.tokenizer_dir), self.train.micro_batch_size, self.seq_length)
+        tokenizer = Tokenizer(self.tokenizer_dir)
+        data.connect(tokenizer, self.train.micro_batch_size, self.seq_length)
         data.prepare_data()
+        longest = data.longest_row()
+        if longest is not None and longest < self.seq_length and self.train.max_seq_length is None:
+            self.reduced.append(f"train.max_seq_length {self.seq_length} -> {longest}")
+            shorter = dataclasses.replace(self.train, max_seq_length=longest)
+            self.train = shorter.with_given(self.train.given)
+            data.connect(tokenizer, self.train.micro_batch_size, longest)
         data.setup()
         return data
 
@@ -235,9 +245,10 @@ class Job:
         """Settle batch and warm-up for the samples there are; defaults that cannot fit are reduced."""
         assert self.ready is not None
         samples = self.ready.train_dataloader().samples
-        fitted, self.reduced = self.train.fitted(
+        fitted, reduced = self.train.fitted(
             self.seq_length, world_size=self.machine.world_size, epoch_samples=samples
         )
+        self.reduced += reduced
         if fitted.micro_batch_size != self.train.micro_batch_size:
             self.train = fitted
             self.ready = self.opened_data()
@@ -387,7 +398,6 @@ def build_model(job: Job, device: torch.device) -> GPT:
     with torch.device("meta"):
         model = GPT(job.config)
     model = model.to(dtype).to_empty(device=device)
-    model.tie_weights()  # to_empty gives each name memory of its own
     model.init_weights(torch.Generator(device).manual_seed(job.seed))
     return model
 

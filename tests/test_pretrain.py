@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from litgpt import checkpoint, pretrain
 from litgpt.args import TrainArgs
 from litgpt.config import Config
+from litgpt.data import TextFiles
 from litgpt.errors import InputError, MachineError, MissingError, UserError
 from litgpt.tokenizer import Tokenizer
 from tests.makers import runs
@@ -270,3 +271,16 @@ def test_every_setting_of_the_help_is_explained() -> None:
 
     _, _, words = documentation(pretrain.main)
     assert set(words) == set(inspect.signature(pretrain.main).parameters)
+
+
+def test_a_text_shorter_than_the_context_makes_shorter_rows(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = tmp_path / "short.txt"
+    short.write_text("the river ran past the mill and the mill ran past the river")
+    data = TextFiles(short, cache_dir=tmp_path / "cache")
+    with pytest.raises(InputError, match="max_seq_length"):  # a length that was given is kept or refused
+        runs.run(folder, tmp_path / "given", data=data, train={"max_seq_length": 64})
+    runs.run(folder, tmp_path / "run", data=data, train={"max_seq_length": None, "max_steps": 2})
+    assert "train.max_seq_length 64 -> " in capsys.readouterr().out
+    assert (tmp_path / "run" / "final" / "config.json").is_file()

@@ -66,6 +66,10 @@ class DataModule(ABC):
     def prepare_data(self) -> None:  # noqa: B027 - a module without preparation is a whole one
         """Download, tokenise, write caches. Anything that only one process may do."""
 
+    def longest_row(self) -> int | None:
+        """Tokens of the longest row the data can fill, known once it is prepared; None: as many as are asked for."""
+        return None
+
     def setup(self) -> None:  # noqa: B027
         """Open what `prepare_data` left. Writes nothing."""
 

@@ -53,9 +53,13 @@ class TextFiles(DataModule):
         if self._val_corpus:
             self._val_corpus.prepare()
 
+    def longest_row(self) -> int:
+        tokens = len(self._train_corpus.open().ids)
+        return max(tokens - self._validating(tokens) - 1, 1)  # the last token is a label only
+
     def setup(self) -> None:
         ids = self._train_corpus.open().ids
-        n_val = 0 if self._val_corpus else self._validating(len(ids))
+        n_val = self._validating(len(ids))
         self._train, self._val = ids[: len(ids) - n_val], ids[len(ids) - n_val :]
         if self._val_corpus:
             self._val = self._val_corpus.open().ids
@@ -90,7 +94,8 @@ class TextFiles(DataModule):
         return Corpus(tuple(text_files(path)), self.text_key, self._tokenizer, places)
 
     def _validating(self, tokens: int) -> int:
-        return max(2, round(tokens * self.val_fraction)) if self.val_fraction else 0
+        """How many of the training text's tokens validate."""
+        return max(2, round(tokens * self.val_fraction)) if self.val_fraction and not self._val_corpus else 0
 
     def _require_valid_fields(self) -> None:
         # not in the constructor: jsonargparse would bury the line in one of its own
