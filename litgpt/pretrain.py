@@ -245,9 +245,7 @@ class Job:
         """Settle batch and warm-up for the samples there are; defaults that cannot fit are reduced."""
         assert self.ready is not None
         samples = self.ready.train_dataloader().samples
-        fitted, reduced = self.train.fitted(
-            self.seq_length, world_size=self.machine.world_size, epoch_samples=samples
-        )
+        fitted, reduced = self.train.fitted(self.seq_length, world_size=self.machine.world_size, epoch_samples=samples)
         self.reduced += reduced
         if fitted.micro_batch_size != self.train.micro_batch_size:
             self.train = fitted
