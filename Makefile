@@ -14,7 +14,7 @@ CORES := $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 quickstart: .venv/quickstart.stamp
 	@echo; echo "== 1/3  A tokenizer, trained on $(QUICKSTART)/text.txt"
 	$(BIN)/litgpt train_tokenizer $(QUICKSTART)/text.txt --out_dir $(OUT)/tokenizer --vocab_size 2048 --overwrite
-	@echo; echo "== 2/3  A small GPT, pretrained on the same text (about two minutes)"
+	@echo; echo "== 2/3  A small GPT, pretrained on the same text (a minute or two)"
 	$(BIN)/litgpt pretrain --config $(QUICKSTART).yaml --overwrite
 	@echo; echo "== 3/3  What it writes"
 	$(BIN)/litgpt generate $(OUT)/final --prompt "Once" --max_new_tokens 100
