@@ -48,3 +48,9 @@ def test_every_file_that_the_documents_point_to_is_there():
     for document in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "tutorials").glob("*.md"))):
         for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
             assert (document.parent / target).exists(), f"{document.name} points to {target}"
+
+
+def test_the_page_of_families_says_what_the_tests_verify():
+    from tests.makers import families_table
+
+    assert families_table.PLACE.read_text() == families_table.page(), "run: python -m tests.makers.families_table"
