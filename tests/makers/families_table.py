@@ -1,4 +1,4 @@
-"""The table of `tutorials/families.md`, from the lists that the tests run over: `python -m tests.makers.families_table`."""
+"""The table of `tutorials/families.md`, from the lists that the tests run over; a module to run when they change."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ PLACE = Path(__file__).parents[2] / "tutorials" / "families.md"
 HEAD = """\
 # Families
 
-Any checkpoint whose `model_type` is one of these is read as it lies on the Hub, in any size, registered or not. A switch
-that LitGPT lacks is refused by name.
+Any checkpoint whose `model_type` is one of these is read as it lies on the Hub, in any size, registered or not. A
+switch that LitGPT lacks is refused by name.
 
-"Verified" is what the test suite does on shrunken models, against `transformers` as the judge. L: logits, every gradient
-and greedy text, also far beyond the training length, for each distinct set of switches. B: the same bytes after import and export, in fp32
-and bf16, and `from_pretrained` opens what is written with no missing or unexpected tensor. R: random `config.json` files of the
-`model_type`, in old and new spelling.
+"Verified" is what the test suite does on shrunken models, against `transformers` as the judge. L: logits, every
+gradient and greedy text, also far beyond the training length, for each distinct set of switches. B: the same bytes
+after import and export, in fp32 and bf16, and `from_pretrained` opens what is written with no missing or unexpected
+tensor. R: random `config.json` files of the `model_type`, in old and new spelling.
 
 This page is made by `python -m tests.makers.families_table`, from the lists that the tests run over.
 
