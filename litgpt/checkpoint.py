@@ -71,7 +71,7 @@ def find(path: str | Path) -> Path:
 def _neighbours(path: Path) -> Iterable[Path]:
     """Directories beside `path`, and what was downloaded, as find() takes it."""
     beside = path.parent.glob("[!.]*/") if os.path.isdir(path.parent) else ()
-    downloaded = (place.relative_to("checkpoints") for place in Path("checkpoints").glob("*/*/"))
+    downloaded = (place.relative_to("checkpoints") for place in Path("checkpoints").glob("*/[!.]*/"))
     return chain(beside, downloaded)
 
 

@@ -9,7 +9,10 @@ Command = tuple[str | None, str]  # ("module:function", one line of help)
 
 SECTIONS: dict[str, dict[str, Command]] = {
     "Get a model": {
-        "download": (None, "Download a checkpoint from the Hugging Face Hub, or list the models that are known"),
+        "download": (
+            "litgpt.scripts.download:main",
+            "Download a checkpoint from the Hugging Face Hub, or list the models that are known",
+        ),
     },
     "Train": {
         "train_tokenizer": ("litgpt.scripts.train_tokenizer:main", "Train a tokenizer on your own text"),

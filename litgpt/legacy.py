@@ -21,6 +21,7 @@ MEANINGLESS: dict[str, str] = {
     "convert_checkpoint": "checkpoints are used as they lie on the Hub",
     "force_conversion": "checkpoints are evaluated as they are",
     "model_filename": "the weights are found by looking",
+    "model_name": "config.json says what the model is",
     "debug_mode": "errors say what is wrong without it",
 }
 

@@ -87,9 +87,14 @@ class Signature:
 
     @property
     def positional(self) -> list[str]:
-        """The required parameters that stand after the action without a name; one that takes many is the last."""
-        kinds = inspect.signature(self.function).parameters
-        names = [name for name in self.required if kinds[name].kind is not inspect.Parameter.KEYWORD_ONLY]
+        """The required parameters that stand after the action without a name; one that takes many is the last.
+
+        Where none is required, those before the `*` of the function, if it has one.
+        """
+        kinds = {name: parameter.kind for name, parameter in inspect.signature(self.function).parameters.items()}
+        is_marked = not self.required and inspect.Parameter.KEYWORD_ONLY in kinds.values()
+        among = self.names if is_marked else self.required
+        names = [name for name in among if kinds[name] is not inspect.Parameter.KEYWORD_ONLY]
         first_of_many = next((n for n, name in enumerate(names) if self.takes_many(name)), len(names))
         return names[: first_of_many + 1]
 

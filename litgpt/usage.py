@@ -93,6 +93,7 @@ def _wrapped(text: str, indent: int) -> list[str]:
 
 def _needed(signature: Signature) -> str:
     alone = [f"{name.upper()}{'...' if signature.takes_many(name) else ''}" for name in signature.positional]
+    alone = alone if signature.required else [f"[{name}]" for name in alone]
     named = [f"--{n} {_short(signature.leaves[n,].type)}" for n in signature.required if n not in signature.positional]
     return " ".join([*alone, *named])
 

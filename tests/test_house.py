@@ -18,7 +18,7 @@ ROOMS = """
     families.tables families.llama families.* families
     config loss model estimate weights
     methods.* methods quantize optimizers
-    tokenizer prompts checkpoint hub report launch
+    tokenizer prompts checkpoint report hub launch
     data.base data.text data.tokens data.loader data.* data
     generate.sampling generate.engine generate.session generate.* generate
     run_state training pretrain finetune.* finetune
@@ -29,7 +29,7 @@ ROOMS = """
 ORDER = ROOMS.split()
 
 TORCH_FREE = """
-    errors commands args storage families config estimate tokenizer prompts data
+    errors commands args storage families config estimate tokenizer prompts hub data scripts.download
     recipe signature legacy request parser usage cli pretrain generate.base chat.base
 """
 
