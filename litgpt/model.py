@@ -150,20 +150,29 @@ class GPT(nn.Module):
         if length > limit:
             raise InputError(f"{length} tokens do not fit into {limit}, the longest sequence this model (cache) takes")
         positions = torch.arange(length, device=idx.device) if input_pos is None else input_pos
-        on_host = input_pos is not None and input_pos.device.type == "cpu" and not torch.compiler.is_compiling()
         # looking at positions is free on the CPU; on other devices it would make the host wait
+        on_host = input_pos is not None and positions.device.type == "cpu" and not torch.compiler.is_compiling()
+        last = int(positions.max()) if on_host else None
+        if cache is not None and last is not None and last >= cache.max_len:
+            raise InputError(f"position {last} lies beyond the cache of {cache.max_len} tokens")
         fresh = input_pos is None or (on_host and length > 1 and bool((positions[..., 0] == 0).all()))
-        if cache is None:
-            reach = length if input_pos is None else (int(positions.max()) + 1 if on_host else self.config.block_size)
-            span = None
-        else:
-            reach = cache.max_len
-            span = cache.span or (int(positions.max()) + 1 if on_host else None) or cache.max_len
+        span = None if cache is None else cache.span or (None if last is None else last + 1)
+        reach = self.reach(positions, cache, doc_ids) if self.rope.has_two_ranges else None
         dtype = self.wte.weight.dtype
         turns = self.rope(positions, reach, dtype)
-        local_turns = turns if self.local_rope is None else self.local_rope(positions, reach, dtype)
+        local_turns = turns if self.local_rope is None else self.local_rope(positions, None, dtype)
         documents = None if doc_ids is None else _documents(doc_ids)
         return Shared(positions, turns, local_turns, fresh or cache is None, span, doc_ids, documents)
+
+    def reach(self, positions: Tensor, cache: KVCache | None, doc_ids: Tensor | None) -> Tensor:
+        """How long the sequence of each token gets: (1,), (B, 1) or (B, T). Rope that differs beyond a length asks."""
+        if cache is not None:
+            return torch.tensor(cache.reach or [cache.max_len] * cache.batch_size, device=positions.device).unsqueeze(1)
+        if doc_ids is not None:  # a document's length, not the packed row's; padding is document -1
+            ids = doc_ids.long() + 1
+            counts = torch.zeros(len(ids), ids.size(1) + 1, dtype=torch.long, device=ids.device)
+            return counts.scatter_add_(1, ids, torch.ones_like(ids)).gather(1, ids)
+        return positions.amax(dim=-1, keepdim=True) + 1
 
     # -- the short way to a cache, for a person at a prompt
 
@@ -185,9 +194,7 @@ class GPT(nn.Module):
         std = math.sqrt(2 / (5 * self.config.n_embd))
         for name, module in self.named_modules():
             if isinstance(module, (nn.Linear, nn.Embedding, Router)):
-                writes_residual = name.endswith("proj") and not name.endswith(
-                    ("q_proj", "q_a_proj", "q_b_proj", "kv_b_proj")
-                )
+                writes_residual = name.rpartition(".")[2] == "proj"
                 nn.init.normal_(
                     module.weight,
                     std=std / math.sqrt(2 * self.config.n_layer) if writes_residual else std,
@@ -210,7 +217,7 @@ class Shared:
     turns: tuple[Tensor, Tensor]  # cos, sin of the global rope: (1 or B, T, 1, rope_n_elem)
     local_turns: tuple[Tensor, Tensor]
     fresh: bool  # nothing precedes these tokens: their own keys are all the keys
-    span: int | None  # cache slots that can hold something
+    span: int | None  # how many cache slots hold something, where that is known
     doc_ids: Tensor | None  # (B, T)
     documents: list[list[int]] | None  # per row the lengths of its documents, when the host can know them
     masks: dict[Any, Tensor | None] = field(default_factory=dict)
@@ -221,7 +228,7 @@ class Shared:
             return None
         key = ("own", length, window)
         if key not in self.masks:
-            mask: Tensor = causal_mask(length, window, device)
+            mask: Tensor = causal_mask(length, window, device)  # dense: where the host cannot know the documents
             if self.doc_ids is not None and length == self.doc_ids.size(1):
                 same = self.doc_ids[:, None, :, None] == self.doc_ids[:, None, None, :]
                 mask = mask & same
@@ -486,6 +493,9 @@ def attend(
         q = q.reshape(q.size(0), n_groups, n_head // n_groups, q.size(3))
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
         return y.reshape(y.size(0), n_head, 1, y.size(3))
+    if mask is not None and q.is_cuda:  # no fused kernel takes a mask and groups together
+        k, v = (t.repeat_interleave(n_head // n_groups, dim=1) for t in (k, v))
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=True)
 
 
@@ -584,13 +594,20 @@ class Rope(nn.Module):
             self.reset(self.frequencies.device)
         return self
 
-    def forward(self, positions: Tensor, reach: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """cos and sin, each (1 or B, T, 1, size), of positions (T,) or (B, T); the sequence will reach `reach` tokens.
+    @property
+    def has_two_ranges(self) -> bool:
+        """Whether a sequence that gets longer than the original context turns by other frequencies."""
+        return len(self.frequencies) > 1
+
+    def forward(self, positions: Tensor, reach: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """cos and sin, each (1 or B, T, 1, size), of positions (T,) or (B, T), in sequences `reach` tokens long.
 
         The first half of `sin` is negated: `rotate` then needs three kernels.
         """
-        beyond = len(self.frequencies) > 1 and reach > self.stretch["original_max_seq_len"]
-        angles = positions.float().unsqueeze(-1) * self.frequencies[int(beyond)]  # (.., T, size / 2)
+        frequencies = self.frequencies[0]  # (size / 2,)
+        if reach is not None:  # (1 or B, 1 or T, size / 2)
+            frequencies = self.frequencies[(reach > self.stretch["original_max_seq_len"]).long()]
+        angles = positions.float().unsqueeze(-1) * frequencies  # (.., T, size / 2)
         if angles.dim() == 2:
             angles = angles.unsqueeze(0)
         cos, sin = angles.cos() * self.magnitude, angles.sin() * self.magnitude
@@ -604,8 +621,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False) ->
     Dim i turns with dim i + size/2. With `interleaved`, pairs lie side by side in x and are brought apart first; scores
     do not change as long as queries and keys agree.
     """
-    size = cos.size(-1)
-    rest = None
+    size, rest = cos.size(-1), None
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)  # under autocast the weights' precision is not that of x
     if size < x.size(-1):
         x, rest = x[..., :size], x[..., size:]
     if interleaved:
@@ -734,12 +751,13 @@ class LLaMAMoE(nn.Module):
         order = experts.flatten().argsort(stable=True)
         counts: list[int] = experts.flatten().bincount(minlength=len(self.experts)).tolist()
         tokens = order // experts.size(1)  # (N * k,) the token of each place in the order
-        chosen = [i for i, count in enumerate(counts) if count]
+        # with gradients every expert takes part, with no token too: ranks must agree on which parameters have one
+        chosen = [i for i, count in enumerate(counts) if count or torch.is_grad_enabled()]
         parts = flat[tokens].split([counts[i] for i in chosen])
         outputs = torch.cat([self.experts[i](part) for i, part in zip(chosen, parts, strict=True)])
-        outputs = outputs * weights.flatten()[order].unsqueeze(1).to(outputs.dtype)
-        y = torch.zeros_like(flat, dtype=outputs.dtype).index_add_(0, tokens, outputs)
-        y = y.view(x.shape)
+        # back in the tokens' order, then a sum over the k: adding in place would depend on the order of threads
+        outputs = outputs[order.argsort()].view(*experts.shape, -1)  # (N, k, C)
+        y = (outputs * weights.unsqueeze(-1).to(outputs.dtype)).sum(1).view(x.shape)
         return y + self.shared_experts(x) if self.has_shared else y
 
 
@@ -843,14 +861,12 @@ class LayerCache:
     def mask(self, shared: Shared, kind: str, length: int) -> Tensor | None:
         key = (kind, length, self.window)
         if key not in shared.masks:
-            positions = (
-                shared.positions if shared.positions.dim() == 2 else shared.positions.unsqueeze(0)
-            )  # (B or 1, T)
+            positions = shared.positions.view(-1, length)  # (B or 1, T)
             if kind == "full":
-                alone = length == 1 and len(positions) == 1 and shared.span is not None
                 held = torch.arange(shared.span or self.slots, device=positions.device).view(1, 1, -1)
-                # one row that decodes looks at all that the span holds
-                seen = None if alone and self.k.size(0) == 1 else held <= positions.unsqueeze(-1)
+                # one row that decodes looks at all that the known span holds
+                alone = length == 1 and self.k.size(0) == 1 and shared.span is not None
+                seen = None if alone else held <= positions.unsqueeze(-1)
             else:
                 seen = self._ring_mask(positions, with_chunk=kind == "ring and chunk")
             shared.masks[key] = None if seen is None else seen.unsqueeze(1)
@@ -895,6 +911,7 @@ class KVCache:
             raise InputError(f"a cache of {max_len} tokens is longer than the model's context of {config.block_size}")
         self.batch_size, self.max_len = batch_size, max_len
         self.span: int | None = None  # the caller may say how many slots are in use; None: found out, or all
+        self.reach: list[int] | None = None  # and how long each row will get; None: max_len
         self.layers: list[LayerCache] = []
         for layer in range(config.n_layer):
             window = config.window(layer)
@@ -908,7 +925,7 @@ class KVCache:
     def rows(self, start: int, stop: int) -> KVCache:
         """A view of some rows: what is written to it is written here."""
         view = object.__new__(KVCache)
-        view.batch_size, view.max_len, view.span = stop - start, self.max_len, None
+        view.batch_size, view.max_len, view.span, view.reach = stop - start, self.max_len, None, None
         view.layers = [layer.rows(slice(start, stop)) for layer in self.layers]
         return view
 

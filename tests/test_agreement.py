@@ -32,12 +32,24 @@ def pair(config, tmp_path):
 
 
 def gradients_under_our_names(config, theirs):
-    """transformers' gradients; None where its tensors in memory are not those of the files (fused experts)."""
-    found = {name: p.grad for name, p in theirs.named_parameters()}
-    if config.mlp_class_name == "LLaMAMoE":
-        return None
+    """transformers' gradients; what it fuses or renames in memory is brought back to what the files hold."""
+    found = {}
+    for name, parameter in theirs.named_parameters():
+        stem, gradient = name.rpartition(".experts.")[0], parameter.grad
+        if config.family == "mixtral":
+            name, stem = name.replace(".mlp.", ".block_sparse_moe."), stem.replace(".mlp", ".block_sparse_moe")
+        gate, up, down = ("w1", "w3", "w2") if config.family == "mixtral" else ("gate_proj", "up_proj", "down_proj")
+        if name.endswith("experts.gate_up_proj"):  # (experts, gate rows then up rows, C)
+            for i, expert in enumerate(gradient):
+                for part, rows in zip((gate, up), expert.chunk(2), strict=True):
+                    found[f"{stem}.experts.{i}.{part}.weight"] = rows
+        elif name.endswith("experts.down_proj"):
+            found |= {f"{stem}.experts.{i}.{down}.weight": expert for i, expert in enumerate(gradient)}
+        else:
+            found[name] = gradient
     if config.family == "gpt_neox":  # the head has another name in memory
         found["embed_out.weight"] = found.pop("lm_head.weight")
+    found |= {n: b for n, b in theirs.named_buffers() if n.endswith("e_score_correction_bias")}  # has no gradient
     return dict(weights.import_(config, {n: g.shape for n, g in found.items()}, found.__getitem__))
 
 
@@ -55,7 +67,10 @@ def test_logits_and_gradients_are_those_of_transformers(name, tmp_path):
     ours(ids, targets=targets).total.backward()
     embedding = theirs.get_input_embeddings().weight.grad
     assert_close(ours.wte.weight.grad, embedding, atol=1e-3 * embedding.abs().max(), rtol=1e-3)
-    for key, gradient in (gradients_under_our_names(config, theirs) or {}).items():
+    parameters = dict(ours.named_parameters())
+    for key, gradient in gradients_under_our_names(config, theirs).items():
+        if key not in parameters:  # a buffer, or the tied embedding's other name, compared above
+            continue
         assert_close(ours.get_parameter(key).grad, gradient, atol=1e-3 * gradient.abs().max() + 1e-6, rtol=1e-3)
 
 

@@ -149,3 +149,35 @@ def test_a_reader_who_walks_away_leaves_no_row_behind(model):
     next(stream)
     stream.close()
     assert not engine.busy
+
+
+@pytest.mark.parametrize("name", ["Phi-4-mini-instruct", "Gemma-3-4b-it"])
+def test_a_text_does_not_depend_on_what_came_before_or_stands_beside_it(name):
+    """Longrope turns by how long a sequence may get: by its own length, not by the cache's or a neighbour's."""
+    model = GPT(shrunk(name, block_size=128)).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    expected = alone(model, [1, 2, 3], sampling=GREEDY, max_new_tokens=6)
+    engine = Engine(model, max_rows=2)
+    list(engine.generate([5] * 90, GREEDY, max_new_tokens=20))  # the cache grows
+    requests = [engine.submit(ids, GREEDY, max_new_tokens=n) for ids, n in (([1, 2, 3], 6), ([9] * 60, 30))]
+    while engine.busy:
+        engine.step()
+    assert requests[0].new == expected
+
+
+def test_a_long_prompt_does_not_hold_the_others_up(model, monkeypatch):
+    monkeypatch.setattr("litgpt.generate.engine.PREFILL_CHUNK", 2)
+    engine = Engine(model, max_rows=2)
+    first = engine.submit([1], GREEDY, max_new_tokens=20)
+    engine.step()
+    second = engine.submit([7] * 30, GREEDY, max_new_tokens=3)
+    silent = longest = 0
+    while first.finish_reason is None:
+        silent = 0 if any(event.request is first for event in engine.step()) else silent + 1
+        longest = max(longest, silent)
+    while engine.busy:
+        engine.step()
+    assert longest <= 1
+    assert first.new == alone(model, [1], sampling=GREEDY, max_new_tokens=20)
+    assert second.new == alone(model, [7] * 30, sampling=GREEDY, max_new_tokens=3)

@@ -166,6 +166,12 @@ def test_a_piped_chat_answers_each_line_and_remembers(checkpoint, monkeypatch, c
     assert seen[-1] == ["three"]
 
 
+def test_a_stray_byte_in_a_pipe_is_no_reason_to_end(checkpoint, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\nhello\n"), encoding="utf-8"))
+    chat.main(checkpoint, max_new_tokens=3)
+    assert capsys.readouterr().err == ""
+
+
 def test_a_message_too_long_keeps_the_conversation(checkpoint, monkeypatch, capsys):
     say(monkeypatch, "mill " * 100 + "\nhello\n")
     chat.main(checkpoint, max_new_tokens=4)
@@ -216,6 +222,13 @@ class Terminal:
                 self.text += piece
         return read
 
+    def until_more_than(self, characters: int) -> None:
+        """Wait until an answer is on its way."""
+        already = len(self.text)
+        while len(self.text) < already + characters:
+            if select.select([self.master], [], [], 60)[0]:
+                self.text += os.read(self.master, 4096).decode(errors="replace")
+
     def type(self, text: str) -> None:
         os.write(self.master, text.encode())
 
@@ -245,7 +258,7 @@ def test_in_a_terminal_an_interrupt_stops_the_answer_and_the_end_of_input_leaves
     terminal.until(">> Prompt")
     for _ in range(2):
         terminal.type("hello\n")
-        time.sleep(1.0)
+        terminal.until_more_than(200)
         os.killpg(terminal.process.pid, signal.SIGINT)
         assert "(stopped)" in terminal.until(">> Prompt")
     terminal.type("\x04")

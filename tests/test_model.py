@@ -99,9 +99,14 @@ def test_a_row_that_starts_again_forgets_what_it_held(name):
     assert_close(torch.cat(parts, dim=1), model(second[:, :30]))
 
 
-@pytest.mark.parametrize("name", ["Gemma-3-4b-it", "falcon-7b", "phi-2", "Mixtral-8x7B-v0.1", "tiny-deepseek"])
-def test_packed_documents_do_not_see_each_other(name):
-    """Logits and gradients of a packed row are those of its documents alone."""
+PACKED = ["Gemma-3-4b-it", "falcon-7b", "phi-2", "Mixtral-8x7B-v0.1", "Phi-4-mini-instruct", "tiny-deepseek"]
+
+
+@pytest.mark.parametrize("host_can_look", [True, False])
+@pytest.mark.parametrize("name", PACKED)
+def test_packed_documents_do_not_see_each_other(name, host_can_look, monkeypatch):
+    """Logits and gradients of a packed row are those of its documents alone, by documents or by a mask."""
+    monkeypatch.setattr("torch.compiler.is_compiling", lambda: not host_can_look)
     config = shrunken(name)
     model, lengths = made(config), [11, 3, 14]
     row = torch.randint(0, 96, (1, sum(lengths)))
@@ -206,6 +211,28 @@ def test_fresh_weights_are_repeatable_and_start_near_an_even_guess():
     assert abs(losses[0].total.item() / 32 - torch.tensor(128.0).log().item()) < 0.3
 
 
+def test_every_expert_has_a_gradient_so_that_ranks_agree():
+    config = shrunk("Mixtral-8x7B-v0.1", n_expert=16)
+    model = made(config)
+    model(torch.randint(0, 96, (1, 3)), targets=torch.randint(0, 96, (1, 3))).total.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_without_gradients_the_loss_computes_none(monkeypatch):
+    model, ids = made(shrunk("Gemma-2-2b")), torch.randint(0, 96, (2, 12))
+    truth = model(ids, targets=ids)
+    monkeypatch.setattr("litgpt.loss._ChunkedCrossEntropy.apply", lambda *a: pytest.fail("gradients were computed"))
+    with torch.no_grad():
+        loss = model(ids, targets=ids)
+    assert_close(loss.total, truth.total)
+
+
+def test_a_position_beyond_the_cache_is_refused():
+    model = made(shrunk("pythia-14m"))
+    with pytest.raises(InputError, match=r"position 20 .*cache of 20"):
+        model(torch.zeros(1, 1, dtype=torch.long), torch.tensor([20]), cache=KVCache(model.config, 1, 20))
+
+
 def test_too_many_tokens_are_refused_with_both_numbers():
     model = GPT(shrunk("pythia-14m"))
     with pytest.raises(InputError, match=r"65.*64"):
@@ -214,7 +241,10 @@ def test_too_many_tokens_are_refused_with_both_numbers():
         KVCache(model.config, 1, 65)
 
 
-def test_the_short_way_to_a_cache():
+@pytest.mark.parametrize("host_can_look", [True, False])
+def test_the_short_way_to_a_cache(host_can_look, monkeypatch):
+    """Also where looking at positions would make the host wait, as on a GPU."""
+    monkeypatch.setattr("torch.compiler.is_compiling", lambda: not host_can_look)
     config = shrunk("pythia-14m")
     model, ids = made(config), torch.randint(0, 96, (1, 10))
     truth = model(ids)

@@ -42,6 +42,10 @@ def test_zero_temperature_is_greedy_whatever_else_is_asked():
     assert {Sampler(Sampling(0, top_k=3, top_p=0.9, seed=s))(logits) for s in range(20)} == {1}
 
 
+def test_a_temperature_near_zero_is_nearly_greedy():
+    assert {Sampler(Sampling(1e-44, seed=s))(torch.tensor([0.1, 50.0, 49.0])) for s in range(5)} == {1}
+
+
 def test_a_seed_repeats_the_choices_and_another_does_not():
     logits = torch.zeros(1000)
 
@@ -56,7 +60,8 @@ def test_a_seed_repeats_the_choices_and_another_does_not():
 @pytest.mark.parametrize(
     "wrong",
     [{"top_k": 0}, {"top_k": -1}, {"top_p": -0.1}, {"top_p": 2.0}, {"top_p": math.nan}]
-    + [{"temperature": t} for t in (-1.0, math.nan, math.inf)],
+    + [{"temperature": t} for t in (-1.0, math.nan, math.inf)]
+    + [{"seed": -1}, {"seed": 2**64}],
 )
 def test_a_setting_out_of_range_is_refused_by_name(wrong):
     with pytest.raises(InputError, match=next(iter(wrong))):

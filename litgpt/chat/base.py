@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -65,6 +66,8 @@ def main(
     )
     chat = Chat(session, sampling, max_new_tokens, conversation("", sys_prompt)[:-1])
     by_hand = sys.stdin.isatty() and sys.stdout.isatty()
+    if isinstance(sys.stdin, TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")  # a stray byte in a pipe is no reason to end
     if by_hand:
         sending = "\nA line that says !submit sends the message." if multiline else ""
         print(f"Chatting with {session.config.name or checkpoint_dir}.\n{HELP}{sending}", file=sys.stderr)

@@ -33,6 +33,21 @@ class Request:
     new: list[int] = field(default_factory=list)  # every token drawn, stops included
     finish_reason: FinishReason | None = None
 
+    @property
+    def reach(self) -> int:
+        """Tokens it may come to."""
+        return len(self.ids) + self.max_new_tokens
+
+    @property
+    def unread(self) -> int:
+        """Tokens of the prompt that are not yet in the cache."""
+        return max(len(self.ids) - self.filled, 0)
+
+    @property
+    def next_token(self) -> int:
+        """The token to be fed next, of the prompt or drawn."""
+        return self.ids[self.filled] if self.unread else self.new[-1]
+
 
 @dataclass(frozen=True)
 class Event:
@@ -60,6 +75,7 @@ class Engine:
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []  # place in the list = row of the cache
         self.cache: KVCache | None = None
+        self.just_read = False  # the last step read a prompt: the next one is for the others
 
     def submit(
         self,
@@ -103,11 +119,15 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
-        """One forward: a chunk of a prompt that is still being read, or one more token for every row."""
+        """One forward: a chunk of a prompt that is still being read, or one more token for every row, turn by turn."""
         self._admit()
-        for row, request in enumerate(self.running):
-            if request.filled < len(request.ids):
-                return self._prefill(row, request)
+        if asks_nothing := [request for request in self.running if request.max_new_tokens == 0]:
+            return [self._finish(request, "length") for request in asks_nothing]
+        reading = next((request for request in self.running if request.unread), None)
+        others = any(not request.unread for request in self.running)
+        self.just_read = reading is not None and not (self.just_read and others)
+        if reading is not None and self.just_read:
+            return self._prefill(self.running.index(reading), reading)
         return self._decode() if self.running else []
 
     def generate(
@@ -133,7 +153,7 @@ class Engine:
     def _admit(self) -> None:
         while self.waiting and len(self.running) < self.max_rows:
             request = self.waiting[0]
-            if not self._make_room(len(request.ids) + request.max_new_tokens):
+            if not self._make_room(request.reach):
                 return
             self.running.append(self.waiting.popleft())
 
@@ -161,11 +181,10 @@ class Engine:
     # -- forwards
 
     def _prefill(self, row: int, request: Request) -> list[Event]:
-        if request.max_new_tokens == 0:
-            return [self._finish(request, "length")]
         assert self.cache is not None
         chunk = request.ids[request.filled : request.filled + PREFILL_CHUNK]
         view = self.cache.rows(row, row + 1)
+        view.reach = [request.reach]
         idx = torch.tensor([chunk], device=self.device)
         positions = None
         if request.filled:
@@ -173,22 +192,23 @@ class Engine:
             positions = torch.arange(request.filled, view.span, device=self.device)
         logits = self.model(idx, positions, cache=view, last_only=True)
         request.filled += len(chunk)
-        if request.filled < len(request.ids):
-            return []
-        return [self._take(request, request.sampler(logits[0, -1]))]
+        return [] if request.unread else [self._take(request, request.sampler(logits[0, -1]))]
 
     def _decode(self) -> list[Event]:
+        """One token more for every row; a row whose prompt is still being read takes one token of it."""
         assert self.cache is not None
         rows = list(self.running)
         view = self.cache.rows(0, len(rows))
         view.span = max(request.filled for request in rows) + 1
-        idx = torch.tensor([[request.new[-1]] for request in rows], device=self.device)
+        view.reach = [request.reach for request in rows]
+        idx = torch.tensor([[request.next_token] for request in rows], device=self.device)
         positions = torch.tensor([[request.filled] for request in rows], device=self.device)
         logits = self.model(idx, positions, cache=view)
         events = []
         for request, row_logits in zip(rows, logits[:, -1], strict=True):
             request.filled += 1
-            events.append(self._take(request, request.sampler(row_logits)))
+            if not request.unread:
+                events.append(self._take(request, request.sampler(row_logits)))
         return events
 
     def _take(self, request: Request, token: int) -> Event:

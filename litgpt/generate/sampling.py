@@ -39,6 +39,8 @@ class Sampling:
             raise InputError(f"top_k is {self.top_k}; it must be 1 or more, or null to keep all tokens")
         if not 0 <= self.top_p <= 1:
             raise InputError(f"top_p is {self.top_p}; it must lie between 0 and 1")
+        if self.seed is not None and not 0 <= self.seed < 2**63:
+            raise InputError(f"seed is {self.seed}; it must lie between 0 and 2**63 - 1")
 
 
 class Sampler:
@@ -73,7 +75,8 @@ class Sampler:
 
 def token_distribution(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor | None]:
     """Probabilities (n,) after temperature, top-k and top-p, and the ids (n,) they belong to (None: all, in order)."""
-    logits = logits.float() / sampling.temperature
+    logits = logits.float()
+    logits = (logits - logits.max()) / sampling.temperature  # the best at 0: no temperature makes it overflow
     if sampling.top_p < 1:
         logits, tokens = logits.topk(min(sampling.top_k or len(logits), len(logits)))  # sorted
         probabilities = logits.softmax(dim=-1)

@@ -73,7 +73,7 @@ class Session:
     ) -> Iterator[str]:
         """The next answer, piece by piece; it ends before any of the style's stop tokens or of the texts in `stop`."""
         ids = self.encode(messages)
-        stops = [[eos] for eos in self.tokenizer.eos_ids] + self.style.stop_tokens(self.tokenizer)
+        stops = self.style.stop_tokens(self.tokenizer)
         self.tally = Tally()
         started = time.perf_counter()
         watch = StopAutomaton[str](stop)
@@ -137,8 +137,9 @@ def load_session(
     tokenizer = Tokenizer(directory)
     style = prompts.choose(directory, tokenizer, families.prompt_for(config.name), prompt_style)
     host = machine(1)
-    # the cache is made for what is asked, so the weights and a short answer are what must fit
-    need = estimate.inference_memory(config, dtype.itemsize, 1, min(config.block_size, 256)).total
+    # the cache is made for what is asked: the weights, and an answer after a short prompt, are what must fit
+    length = min(config.block_size, max_new_tokens + 256)
+    need = estimate.inference_memory(config, dtype.itemsize, 1, length).total
     estimate.require_fit(need, host.free_memory(), f"{config.name or directory}", "choose a smaller model or precision")
     device = torch.device(host.accelerator)
     model = load_model(checkpoint, device=device, dtype=dtype).eval()
