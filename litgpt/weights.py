@@ -248,6 +248,7 @@ class Entry:
 class TensorFile(Protocol):
     """Tensors by name, none of them read before it is asked for."""
 
+    path: Path
     entries: dict[str, Entry]
 
     def fetch(self, name: str) -> Tensor:
@@ -300,6 +301,7 @@ class PickleFile:
     """A `.pth` or `.bin` file of tensors by name, perhaps under the key "model". Runs no code from the file."""
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         self._tensors = _load_pickle(path)
         self.entries = {name: Entry(tensor.dtype, tensor.shape) for name, tensor in self._tensors.items()}
 
