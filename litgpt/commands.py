@@ -38,12 +38,21 @@ SECTIONS: dict[str, dict[str, Command]] = {
     },
     "Check": {
         "evaluate": (None, "Score a model on benchmark tasks"),
-        "validate": (None, "Check the files of a checkpoint"),
+        "validate": ("litgpt.scripts.validate:main", "Check the files of a checkpoint"),
     },
     "Convert": {
-        "convert_to_litgpt": (None, "Write lit_model.pth beside Hugging Face weights, for earlier versions"),
-        "convert_from_litgpt": (None, "Write a lit_model.pth as Hugging Face weights"),
-        "convert_pretrained_checkpoint": (None, "Cut a training checkpoint down to the model"),
+        "convert_to_litgpt": (
+            "litgpt.scripts.convert_to_litgpt:main",
+            "Write lit_model.pth beside Hugging Face weights, for earlier versions",
+        ),
+        "convert_from_litgpt": (
+            "litgpt.scripts.convert_from_litgpt:main",
+            "Write a lit_model.pth as Hugging Face weights",
+        ),
+        "convert_pretrained_checkpoint": (
+            "litgpt.scripts.convert_pretrained_checkpoint:main",
+            "Cut a training checkpoint down to the model",
+        ),
     },
 }
 
