@@ -8,10 +8,12 @@ rank 0 can say why another rank died.
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import logging
 import multiprocessing
 import os
 import random
+import resource
 import signal
 import socket
 import sys
@@ -39,7 +41,14 @@ Result = TypeVar("Result")
 
 PATIENCE = 15.0  # seconds rank 0 may still need, once another rank has died, before it is ended from outside
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
-LOGGERS = {"csv": None, "tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow", "litlogger": "litlogger"}
+# each with what it takes of `LogArgs`; but for csv, its package has its name
+LOGGERS: dict[str, frozenset[str]] = {
+    "csv": frozenset(),
+    "tensorboard": frozenset({"run"}),
+    "wandb": frozenset({"project", "run", "group"}),
+    "mlflow": frozenset({"project", "run"}),
+    "litlogger": frozenset({"run", "teamspace", "metadata", "save_logs"}),
+}
 
 
 # What there is to run on ---------------------------------------------------------------------------------------------
@@ -57,10 +66,18 @@ class Machine:
     def world_size(self) -> int:
         return self.devices * self.num_nodes
 
+    @property
+    def device(self) -> torch.device:
+        """Where this process computes: under torchrun or SLURM the device of its rank, else the current one."""
+        local = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID")
+        if self.accelerator != "cuda" or local is None:
+            return torch.device(self.accelerator)
+        return torch.device("cuda", int(local) % torch.cuda.device_count())  # a task may see only its own
+
     def free_memory(self) -> int:
         """Bytes that one rank may use now."""
         if self.accelerator == "cuda":
-            return torch.cuda.mem_get_info()[0]
+            return torch.cuda.mem_get_info(self.device)[0]
         return available_memory() // self.devices
 
     def __str__(self) -> str:
@@ -105,8 +122,6 @@ def peak_memory(device: torch.device) -> int:
     """Most bytes this process has held so far: on its GPU, or in all."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    import resource  # not on Windows
-
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
@@ -142,9 +157,16 @@ def require_logger(name: str) -> None:
     """Refuse a logger that is not known, or whose package is missing, before anything is built."""
     if name not in LOGGERS:
         raise InputError(f"logger_name {name} is not one of {', '.join(LOGGERS)}{near_miss(name, LOGGERS)}")
-    package = LOGGERS[name]
-    if package and importlib.util.find_spec(package) is None:
-        raise extra_missing(f"logger_name {name}: {package}", "logging")
+    if name == "csv" or importlib.util.find_spec(name) is not None:
+        return
+    if name == "litlogger":  # in no extra: only those who have an account of its maker's can use it
+        raise InputError(f"logger_name {name}: {name} is not installed; run: pip install {name}")
+    raise extra_missing(f"logger_name {name}: {name}", "logging")
+
+
+def without_effect(name: str, log: LogArgs) -> list[str]:
+    """The settings that the user gave under `log` and that this logger has no place for."""
+    return [f"log.{word}" for word in sorted(log.given - LOGGERS[name])]
 
 
 def tracker(name: str, out_dir: Path, log: LogArgs) -> Logger | None:
@@ -163,7 +185,9 @@ def tracker(name: str, out_dir: Path, log: LogArgs) -> Logger | None:
         elif name == "mlflow":
             made = loggers.MLFlowLogger(log.project or "litgpt", label, save_dir=f"{folder}/mlflow")
         else:
-            made = loggers.LitLogger(name=label, root_dir=folder, teamspace=log.teamspace, metadata=log.metadata)
+            made = loggers.LitLogger(
+                folder, label, teamspace=log.teamspace, metadata=log.metadata, save_logs=log.save_logs
+            )
         made.experiment  # noqa: B018  (opened now, so that a logger that cannot work says so at the start)
     except Exception as error:  # whatever the tracker's own package raises
         raise InputError(f"logger_name {name} cannot start: {error}; mend that, or use logger_name csv") from error
@@ -201,7 +225,7 @@ def _fabric(on: Machine, precision: str, rank: int = 0, port: int | None = None)
     strategy: Any = "auto"
     if on.world_size > 1:
         environment = None if port is None else _environment(rank, port)
-        strategy = DDPStrategy(cluster_environment=environment, gradient_as_bucket_view=True)
+        strategy = DDPStrategy(cluster_environment=environment, gradient_as_bucket_view=True, **_without_buffers())
     return Fabric(
         accelerator=on.accelerator,
         devices=on.devices,
@@ -209,6 +233,15 @@ def _fabric(on: Machine, precision: str, rank: int = 0, port: int | None = None)
         precision=precision,  # type: ignore[arg-type]
         strategy=strategy,
     )
+
+
+def _without_buffers() -> dict[str, Any]:
+    """The option by which ranks do not send their buffers in each forward; torch 2.13 warns of its older name.
+
+    They are equal on all ranks. Sending them costs time, and a run can hang in the last of it when it ends.
+    """
+    known = inspect.signature(torch.nn.parallel.DistributedDataParallel).parameters
+    return {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
 
 
 def _environment(rank: int, port: int) -> Any:

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from litgpt import launch
+from litgpt.args import LogArgs
 from litgpt.errors import InputError, MachineError
 from litgpt.launch import Machine
 
@@ -39,6 +40,14 @@ def test_a_misspelt_logger_gets_the_near_miss_and_a_missing_package_its_extra(mo
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"wandb is not installed.*litgpt\[logging\]"):
         launch.require_logger("wandb")
+    with pytest.raises(InputError, match=r"pip install litlogger$"):  # no extra brings it
+        launch.require_logger("litlogger")
+
+
+def test_settings_that_a_logger_has_no_place_for_are_listed() -> None:
+    assert launch.without_effect("csv", LogArgs(run="a", log_model=True)) == ["log.log_model", "log.run"]
+    assert launch.without_effect("litlogger", LogArgs(run="a", save_logs=False)) == []
+    assert launch.without_effect("tensorboard", LogArgs()) == []
 
 
 def test_training_on_cpu_is_exact_unless_asked_otherwise() -> None:
@@ -53,6 +62,21 @@ def test_running_out_of_memory_says_what_to_lower() -> None:
         torch.empty(2**55)
     with pytest.raises(RuntimeError, match="another"), launch.memory_errors("lower it"):
         raise RuntimeError("another")
+
+
+@pytest.mark.parametrize(("variables", "index"), [({"LOCAL_RANK": "1"}, 1), ({"SLURM_LOCALID": "3"}, 3), ({}, None)])
+def test_the_free_memory_is_that_of_the_ranks_own_gpu(
+    variables: dict[str, str], index: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("LOCAL_RANK", "SLURM_LOCALID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    asked = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: asked.append(device) or (5, 10))
+    assert Machine("cuda", 4).free_memory() == 5
+    assert asked == [torch.device("cuda", index) if index is not None else torch.device("cuda")]
 
 
 def act(fabric: Any, job: dict[int, str]) -> float:
@@ -81,3 +105,19 @@ def test_ranks_work_together_and_rank_0_answers() -> None:
 def test_the_failure_of_another_rank_is_raised_here_once(job: dict, error: type[Exception], said: str) -> None:
     with pytest.raises(error, match=said):
         launch.launch(TWO, "32-true", act, job)
+
+
+def buffers_after_a_forward(fabric: Any, job: None) -> list[float]:
+    """What each rank's buffer holds once a module that had another one on each rank has run."""
+    module = torch.nn.Linear(2, 2)
+    module.register_buffer("place", torch.tensor(0.0))
+    wrapped = fabric.setup_module(module)
+    module.place.fill_(fabric.global_rank)
+    wrapped(torch.ones(1, 2))
+    places = [torch.empty(()) for _ in range(2)]
+    torch.distributed.all_gather(places, module.place)
+    return [place.item() for place in places]
+
+
+def test_ranks_do_not_send_each_other_their_buffers() -> None:
+    assert launch.launch(TWO, "32-true", buffers_after_a_forward, None) == [0.0, 1.0]
