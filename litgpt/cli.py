@@ -15,7 +15,7 @@ from typing import Any
 
 from litgpt import __version__
 from litgpt.commands import COMMANDS, SECTIONS
-from litgpt.errors import InputError, MachineError, UserError, near_miss
+from litgpt.errors import InputError, MachineError, UserError, is_out_of_memory, near_miss, one_line
 
 EXAMPLES = """\
 Examples:
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if mended is None:
             raise
         _settle_output()
-        return _farewell(f"error: {' '.join(str(mended).split())}", mended.exit_status)
+        return _farewell(f"error: {one_line(mended)}", mended.exit_status)
     return 0
 
 
@@ -103,7 +103,7 @@ def _as_user_error(e: Exception) -> UserError | None:
     """What the user can do about `e`; None when it is a mistake of ours, whose traceback must be seen."""
     if isinstance(e, UserError):
         return e
-    if isinstance(e, MemoryError) or "can't allocate memory" in str(e) or type(e).__name__ == "OutOfMemoryError":
+    if is_out_of_memory(e):
         return MachineError(
             "out of memory; lower train.micro_batch_size or train.max_seq_length, or take a smaller model"
         )

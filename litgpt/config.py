@@ -6,7 +6,6 @@ Knows no torch. What is true of one family only stands in `litgpt/families`.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import warnings
 from collections.abc import Iterator, Mapping
@@ -18,8 +17,9 @@ from typing import Any
 import yaml
 
 from litgpt import families
-from litgpt.errors import InputError, MissingError, near_miss
+from litgpt.errors import InputError, InputTypeError, MissingError, near_miss
 from litgpt.families.tables import MOST_LAYERS, scaling_kind
+from litgpt.storage import read_json
 
 CHOICES = {
     "norm_class_name": ("LayerNorm", "RMSNorm"),
@@ -301,7 +301,7 @@ def _check_fields(config: Config) -> None:
             found = int(found)
             setattr(config, name, found)
         if not isinstance(found, types) or (isinstance(found, bool) and kind != "bool"):
-            raise _refuse(config, name, f"must be {words}")
+            raise InputTypeError(f"{name} is {found!r}, must be {words}")
         if kind in ("int", "float"):
             _check_number(config, name, found, words)
         if name in CHOICES and found not in CHOICES[name]:
@@ -436,10 +436,10 @@ def _check_expert_groups(config: Config, groups: int) -> None:
 
 @contextmanager
 def _said_of(where: str) -> Iterator[None]:
-    """Errors about what a file says name the file."""
+    """Errors about what a file says name the file; there, a wrong type is a wrong value."""
     try:
         yield
-    except InputError as error:
+    except (InputError, InputTypeError) as error:
         raise InputError(f"{where}: {error}") from error
 
 
@@ -453,17 +453,9 @@ def _config_json(path: Path) -> Path:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise MissingError(f"{path}: no such file; give a directory with a config.json") from None
-    except (UnicodeDecodeError, RecursionError) as error:
-        raise InputError(f"{path}: is not JSON text: {error}") from error
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}:{error.lineno}: is not valid JSON: {error.msg}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: holds a {type(content).__name__}, must be a mapping of keys")
-    return content
+    if not path.is_file():
+        raise MissingError(f"{path}: no such file; give a directory with a config.json")
+    return read_json(path)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -40,11 +40,29 @@ class DivergedError(UserError, RuntimeError):
     exit_status = 4
 
 
+def require_type(value: object, types: type | tuple[type, ...], argument: str, words: str) -> None:
+    """InputTypeError, which names the argument, unless `value` is of one of these types, which `words` says."""
+    if not isinstance(value, types):
+        raise InputTypeError(f"{argument} is of type {type(value).__name__}, must be {words}")
+
+
 def near_miss(word: str, words: Iterable[str]) -> str:
     """`"; did you mean 'x'?"` for the word closest to `word`, ignoring case, or `""` when none is close."""
     by_lower = {w.lower(): w for w in words}
     close = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
     return f"; did you mean '{by_lower[close[0]]}'?" if close else ""
+
+
+def one_line(error: BaseException | str) -> str:
+    """What any error says, on one line, with the line of the text it is about where it knows that."""
+    where = f" (line {error.lineno})" if hasattr(error, "lineno") else ""
+    return " ".join(str(error).split()) + where or type(error).__name__
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on the host or a GPU; torch has a class of its own for GPUs and none for the host."""
+    is_named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return is_named or "can't allocate memory" in str(error)
 
 
 def extra_missing(package: str, extra: str) -> InputError:

@@ -16,7 +16,8 @@ from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from litgpt.errors import InputError, MissingError
+from litgpt.errors import InputError, MissingError, one_line, require_type
+from litgpt.storage import read_json
 
 FILES = (
     "tokenizer.json",
@@ -120,6 +121,9 @@ class Tokenizer:
     ) -> list[list[int]]:
         """`encode` of many texts, on all cores where the library can."""
         before, after = self._edge(bos, "bos"), self._edge(eos, "eos")
+        require_type(texts, (list, tuple), "texts", "a list of texts")
+        for text in texts:
+            require_type(text, str, "text", "text")
         rows = self._backend.encode([clean(text) for text in texts], special)
         stop = None if max_length < 0 else max_length
         return [[*before, *row, *after][:stop] for row in rows]
@@ -596,19 +600,11 @@ def _llama_scheme(directory: Path, settings: Mapping[str, Any]) -> str | None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     """The mapping in a JSON file; nothing where there is no file."""
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise _damaged(path, error) from error
-    if not isinstance(found, dict):
-        raise _damaged(path, "it should hold a mapping")
-    return found
+    return read_json(path) if path.is_file() else {}
 
 
-def _damaged(path: Path, why: object) -> InputError:
-    reason = " ".join(str(why).split())[:200]
+def _damaged(path: Path, why: Exception | str) -> InputError:
+    reason = one_line(why)[:200]
     return InputError(f"{path}: cannot be read, it is damaged or truncated ({reason}); copy or download it again")
 
 

@@ -270,6 +270,11 @@ def test_a_wrong_model_config_is_one_line_that_names_file_and_field(tmp_path, te
     assert "\n" not in str(raised.value)
 
 
+def test_a_field_of_the_wrong_type_is_a_type_error_in_python():
+    with pytest.raises(TypeError, match="n_layer is 'two', must be an integer"):
+        Config.from_name("pythia-14m", n_layer="two")
+
+
 def test_a_model_config_that_is_no_text_or_not_there_is_refused(tmp_path):
     (tmp_path / "model_config.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match="is not YAML"):

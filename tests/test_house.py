@@ -18,7 +18,9 @@ ROOMS = """
     families.tables families.llama families.* families
     config loss model estimate weights
     methods.* methods quantize optimizers
-    tokenizer prompts checkpoint report hub launch
+    tokenizer
+    prompts.marks prompts.messages prompts.base prompts.pieces prompts.table prompts.sandbox prompts.template prompts
+    checkpoint report hub launch
     data.base data.text data.tokens data.loader data.* data
     generate.sampling generate.engine generate.session generate.* generate
     run_state training pretrain finetune.* finetune
