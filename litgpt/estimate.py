@@ -1,12 +1,14 @@
 """Parameters, FLOPs and memory of a `Config`, before anything is built; and the memory this host has left.
 
-Knows no torch. Parameters and caches are exact, activations an estimate: what one layer keeps for its backward pass.
+Importing it loads no torch. Parameters and caches are exact, activations an estimate: what one layer keeps for its
+backward pass.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import resource
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,6 @@ from litgpt.errors import InputError
 
 # bytes per element of (weights and gradients, optimizer states, activations)
 PRECISIONS = {"32": (4, 4, 4), "16-mixed": (4, 4, 2), "bf16-mixed": (4, 4, 2), "16": (2, 2, 2), "bf16": (2, 2, 2)}
-LOGITS_AT_ONCE = 2**23  # the loss holds no more than these, see loss.py
 UNLIMITED = 2**62  # cgroups write "no limit" as a number of about this size
 
 
@@ -164,12 +165,14 @@ def training_memory(
     precision: str,
     optimizer_states: int = 2,
     trainable: int | None = None,
+    accelerator: str = "cpu",
 ) -> Memory:
     """Peak of one device that holds the whole model.
 
     Args:
         optimizer_states: numbers per trained parameter (AdamW: 2).
         trainable: how many parameters are trained; None: all.
+        accelerator: "cpu", or what takes larger pieces at a time.
     """
     weight, state, activation = _bytes_of(precision)
     total = parameters(config).total
@@ -180,7 +183,9 @@ def training_memory(
         weights=total * weight,
         gradients=trained * weight,
         optimizer=trained * optimizer_states * state,
-        activations=copies + tokens * _kept_per_token(config, seq_len, activation) + _loss_bytes(config, tokens),
+        activations=copies
+        + tokens * _kept_per_token(config, seq_len, activation)
+        + _loss_bytes(config, tokens, accelerator),
     )
 
 
@@ -235,10 +240,13 @@ def _mlp_elements(config: Config, layer: int) -> int:
     return chosen * stages * _expert_width(config) + 3 * config.n_expert_per_token * config.n_embd
 
 
-def _loss_bytes(config: Config, tokens: int) -> int:
+def _loss_bytes(config: Config, tokens: int, accelerator: str) -> int:
     """Some rows of logits in fp32 with their gradient, and the head's gradient."""
+    from litgpt.loss import CPU_LOGITS, DEVICE_LOGITS  # brings torch, which whoever trains has loaded
+
+    at_once = CPU_LOGITS if accelerator == "cpu" else DEVICE_LOGITS
     rows = config.padded_vocab_size or 0
-    return 3 * 4 * min(tokens * rows, LOGITS_AT_ONCE) + 4 * rows * config.n_embd
+    return 3 * 4 * min(tokens * rows, at_once) + 4 * rows * config.n_embd
 
 
 # --- what there is ---------------------------------------------------------------------------------------------------
@@ -284,10 +292,6 @@ def _left_in(directory: Path, limit_file: str, usage_file: str, cache_name: str)
 
 
 def _address_space(proc: Path) -> Iterator[int]:
-    try:
-        import resource
-    except ImportError:  # Windows
-        return
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     pages = _text(proc / "self" / "statm").split()
     if limit != resource.RLIM_INFINITY and pages:
@@ -307,8 +311,8 @@ def require_fit(need: int, have: int, what: str, advice: str) -> None:
         raise InputError(f"{what} needs about {in_words(need)} of memory, {in_words(have)} is free; {advice}")
 
 
-def in_words(n_bytes: int) -> str:
-    """`"1.5 GB"`."""
+def in_words(n_bytes: float) -> str:
+    """Bytes in the largest unit that leaves a digit before the point: `"1.5 GB"`, `"412 MB"`."""
     power = min(4, max(1, int(math.log(max(n_bytes, 1), 1000))))
     figure = n_bytes / 1000**power
     return f"{figure:.1f} {' kMGT'[power]}B" if figure < 10 else f"{figure:,.0f} {' kMGT'[power]}B"

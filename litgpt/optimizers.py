@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -22,12 +22,28 @@ def describe(spec: Spec) -> dict[str, Any]:
     return {"class_path": f"{chosen.__module__}.{chosen.__qualname__}", "init_args": dict(arguments)}
 
 
-def require_valid(spec: Spec) -> float:
-    """Refuse an unknown class, argument or value before a model is built. Returns the learning rate."""
-    rate = build(spec, [nn.Parameter(torch.zeros(1, 1))]).defaults.get("lr")
+class Tried(NamedTuple):
+    """What one step with an optimizer showed."""
+
+    rate: float  # the learning rate
+    states: int  # tensors of a parameter's size that it keeps for each: AdamW 2, plain SGD none
+
+
+def require_valid(spec: Spec, device: torch.device | str = "cpu") -> Tried:
+    """Refuse, before a model is built, an unknown class, argument or value, and what cannot take a plain step."""
+    parameter = nn.Parameter(torch.zeros(2, 3, device=device))
+    optimizer = build(spec, [parameter])
+    rate = optimizer.defaults.get("lr")
     if not isinstance(rate, int | float) or not rate > 0:
         raise InputError(f"optimizer.lr is {rate}; it must be a number above 0")
-    return float(rate)
+    parameter.grad = torch.ones_like(parameter)
+    try:
+        optimizer.step()
+    except (TypeError, ValueError, RuntimeError) as error:
+        name = type(optimizer).__name__
+        raise InputError(f"optimizer {name} cannot train this: {error}; AdamW can") from error
+    kept = optimizer.state[parameter].values()
+    return Tried(float(rate), sum(isinstance(t, torch.Tensor) and t.shape == parameter.shape for t in kept))
 
 
 def build(spec: Spec, parameters: Iterable[nn.Parameter]) -> Optimizer:

@@ -19,6 +19,7 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from litgpt.errors import MachineError
+from litgpt.estimate import in_words as size  # noqa: F401  (rooms that print take their words for numbers from here)
 
 COLUMNS = ("step", "tokens", "loss", "val_loss", "lr", "grad_norm", "tokens_per_second", "seconds")
 RATE_WINDOW = 20.0  # seconds over which the progress line averages the speed
@@ -44,15 +45,6 @@ def quantity(number: float) -> str:
         if number < 1000:
             return f"{number:.1f} {unit}"
     return f"{number / 1000:.1f} T"
-
-
-def size(n_bytes: float) -> str:
-    """Bytes in the largest unit that leaves a digit before the point: '412 MB', '1.2 GB'."""
-    for unit in ("B", "kB", "MB"):
-        if n_bytes < 1000:
-            return f"{n_bytes:.0f} {unit}"
-        n_bytes /= 1000
-    return f"{n_bytes:.1f} GB"
 
 
 def table(rows: Mapping[str, str]) -> str:

@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from litgpt import estimate
+from litgpt import estimate, loss
 from litgpt.config import Config
 from litgpt.errors import InputError
 from litgpt.model import GPT, KVCache
@@ -64,7 +64,7 @@ def test_activations_are_about_what_autograd_keeps(name):
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         model(ids, targets=ids)
     claimed = estimate.training_memory(config, micro_batch_size=2, seq_len=64, precision="32-true").activations
-    head = estimate._loss_bytes(config, tokens=128)
+    head = estimate._loss_bytes(config, 128, "cpu")
     assert 0.7 < (claimed - head) / (sum(kept.values()) - config.padded_vocab_size * config.n_embd * 4) < 1.5
 
 
@@ -82,6 +82,13 @@ def test_training_memory_follows_precision_optimizer_and_what_is_trained():
     assert memory(precision="32-true", optimizer_states=0, trainable=10).gradients == 40
     assert memory(precision="32-true", micro_batch_size=8).activations > full.activations
     assert full.total == full.weights + full.gradients + full.optimizer + full.activations
+
+
+def test_the_logits_of_the_loss_are_counted_as_the_loss_holds_them():
+    config = Config.from_name("pythia-14m")
+    many = {"config": config, "micro_batch_size": 64, "seq_len": 512, "precision": "32-true"}
+    here, there = (estimate.training_memory(**many, accelerator=kind).activations for kind in ("cpu", "cuda"))
+    assert there - here == 3 * 4 * (loss.DEVICE_LOGITS - loss.CPU_LOGITS)
 
 
 def test_inference_memory_counts_weights_and_cache():

@@ -38,8 +38,6 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
         (report.quantity(9999), "9999"),
         (report.quantity(14_067_712), "14.1 M"),
         (report.quantity(3e12), "3.0 T"),
-        (report.size(412_000_000), "412 MB"),
-        (report.size(1.2e9), "1.2 GB"),
     ],
 )
 def test_numbers_are_put_in_words(words: str, expected: str) -> None:
