@@ -224,7 +224,7 @@ class EvalArgs(_Args):
 
 @dataclass(frozen=True)
 class LogArgs(_Args):
-    """Where an experiment tracker files the run. Loggers that know no such word leave it out."""
+    """Where an experiment tracker files the run. What a logger has no place for is left out, and the run says so."""
 
     project: str | None = None
     """Project the run belongs to."""

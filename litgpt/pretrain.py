@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -80,7 +81,7 @@ def main(
         num_nodes: Number of hosts.
         tokenizer_dir: Directory of the tokenizer; its files are copied beside the trained weights.
         logger_name: Experiment tracker to log to, beside out_dir/logs/metrics.csv.
-        seed: Of the initial weights and everything random.
+        seed: Of the initial weights and all else that is random, but for the order of the data, which has data.seed.
         overwrite: Replace the run that out_dir holds.
         allow_change: Settings that may differ from those of the run that is resumed, such as train.max_steps.
     """
@@ -170,6 +171,7 @@ class Job:
     hyperparameters: dict[str, Any]
     resume_dir: Path | None = None
     reduced: list[str] = dataclasses.field(default_factory=list)
+    optimizer_states: int = 2  # tensors that the optimizer keeps for each parameter
     ready: DataModule | None = None  # the data module of this process, opened
 
     def __getstate__(self) -> dict[str, Any]:
@@ -205,8 +207,10 @@ class Job:
             raise InputError(
                 f"train.max_seq_length {self.seq_length} is more than the model's block_size {self.config.block_size}"
             )
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"seed is {self.seed}; give a number from 0 to 2**63 - 1")
         self.train.fitted(self.seq_length, world_size=self.machine.world_size)
-        rate = optimizers.require_valid(self.optimizer)
+        rate, self.optimizer_states = optimizers.require_valid(self.optimizer, self.machine.device)
         if "min_lr" in self.train.given and self.train.min_lr > rate:
             raise InputError(f"train.min_lr {self.train.min_lr} is more than the learning rate, optimizer.lr {rate}")
         run_state.require_out_dir(self.out_dir, resume=resuming, overwrite=self.overwrite)
@@ -227,7 +231,22 @@ class Job:
 
     def memory(self) -> estimate.Memory:
         """Estimated peak of one rank."""
-        return estimate.training_memory(self.config, self.train.micro_batch_size, self.seq_length, self.precision)
+        return estimate.training_memory(
+            self.config,
+            self.train.micro_batch_size,
+            self.seq_length,
+            self.precision,
+            optimizer_states=self.optimizer_states,
+            accelerator=self.machine.accelerator,
+        )
+
+    def without_effect(self) -> list[str]:
+        """Settings that the user gave and that this run has no use for."""
+        from litgpt import launch
+
+        examples = {"max_new_tokens", "evaluate_example"} & self.eval.given
+        shown = [f"eval.{name}" for name in sorted(examples)]
+        return [*launch.without_effect(self.logger_name, self.log), *shown, *self.data.without_effect()]
 
     def _check_memory(self) -> None:
         try:
@@ -374,34 +393,51 @@ def pretrain(fabric: Fabric, job: Job) -> None:
     )
     if job.resume_dir is not None:
         training.restore(run, job.resume_dir)
-    _open_out_dir(run, job)
-    training.fit(run)
-    if run.tracker is not None:
-        run.tracker.finalize("success")
+    with _closed_at_the_end(run):
+        _open_out_dir(run, job)
+        training.fit(run)
     if fabric.is_global_zero:
         _conclude(run, job)
+
+
+@contextmanager
+def _closed_at_the_end(run: Run) -> Iterator[None]:
+    """Close metrics and tracker however the run ends; the tracker is told whether it ended well."""
+    try:
+        yield
+    except BaseException:
+        if run.tracker is not None:
+            with suppress(Exception):  # what ended the run is what the user must hear of
+                run.tracker.finalize("failed")
+        raise
+    else:
+        if run.tracker is not None:
+            run.tracker.finalize("success")
+    finally:
+        if run.metrics is not None:
+            run.metrics.close()
 
 
 def build_model(job: Job, device: torch.device) -> GPT:
     """The model on its device, in the dtype it is trained in, held once: from a checkpoint, or freshly drawn."""
     import torch
 
-    from litgpt import checkpoint, launch
-    from litgpt.model import GPT
+    from litgpt import checkpoint, launch, weights
 
     dtype = launch.parameter_dtype(job.precision)
     source = job.resume_dir or job.initial_checkpoint_dir
     if source is not None:
         return checkpoint.load_model(checkpoint.find(source), device=device, dtype=dtype, writable=True)
-    with torch.device("meta"):
-        model = GPT(job.config)
-    model = model.to(dtype).to_empty(device=device)
+    model = weights.outline(job.config)
+    for parameter in model.parameters():  # not `.to`: buffers keep their precision
+        parameter.data = parameter.data.to(dtype)
+    model.to_empty(device=device)
     model.init_weights(torch.Generator(device).manual_seed(job.seed))
     return model
 
 
 def _announce(fabric: Fabric, job: Job, schedule: Schedule) -> None:
-    from litgpt.report import duration, quantity, size, table
+    from litgpt.report import duration, quantity, table
 
     train, ranks = job.train, job.machine.world_size
     step_tokens = train.global_batch_size * job.seq_length
@@ -409,8 +445,8 @@ def _announce(fabric: Fabric, job: Job, schedule: Schedule) -> None:
     rows = {
         "model": f"{job.config.name or 'of your own'}, {quantity(estimate.parameters(job.config).total)} parameters",
         "on": f"{job.machine}, precision {job.precision}",
-        "memory": f"about {size(job.memory().total)} for weights, gradients, optimizer and activations, "
-        f"{size(job.machine.free_memory())} free",
+        "memory": f"about {estimate.in_words(job.memory().total)} for weights, gradients, optimizer and activations, "
+        f"{estimate.in_words(job.machine.free_memory())} free",
         "batch": f"{train.global_batch_size} rows of {job.seq_length} tokens = {train.micro_batch_size} at a time x "
         f"{train.accumulation(ranks)} accumulated x {ranks} device{'s' * (ranks > 1)}",
         "steps": f"{steps}, the first {schedule.warmup} to warm up",
@@ -419,6 +455,8 @@ def _announce(fabric: Fabric, job: Job, schedule: Schedule) -> None:
     }
     if job.reduced:
         fabric.print(f"defaults reduced to fit this run: {', '.join(job.reduced)}")
+    if unused := job.without_effect():
+        fabric.print(f"without effect in this run: {', '.join(unused)}")
     if job.resume_dir is not None:
         fabric.print(f"resuming from {job.resume_dir}")
     fabric.print(f"plan:\n{table(rows)}")
@@ -456,7 +494,7 @@ def _conclude(run: Run, job: Job) -> None:
         "unigram loss": "" if unigram is None else f"{unigram:.4f}, of a model that only counts tokens",
         "trained": f"{report.quantity(at.tokens)} tokens in {report.duration(at.seconds)}, "
         f"{at.tokens / max(at.seconds, 1e-9):,.0f} tokens/s",
-        "peak memory": report.size(launch.peak_memory(run.fabric.device)),
+        "peak memory": estimate.in_words(launch.peak_memory(run.fabric.device)),
         "metrics": str(job.out_dir / LOGS / "metrics.csv"),
     }
     print(report.table({name: value for name, value in rows.items() if value}))

@@ -1,4 +1,4 @@
-"""Law 14: every recipe for pretraining parses and runs, with a tiny model and a small text put in."""
+"""Every recipe for pretraining parses and runs, with a tiny model and a small text put in."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Law 8: a run that was killed and resumed is the run that was not killed, bit for bit."""
+"""A run that was killed and resumed is the run that was not killed, bit for bit."""
 
 from __future__ import annotations
 

@@ -1,10 +1,9 @@
-"""The loop: one exact loss however the batch is cut (law 7), schedule, limits, and what happens when numbers break."""
+"""The loop: one exact loss however the batch is cut, schedule, limits, and what happens when numbers break."""
 
 from __future__ import annotations
 
 import math
 import signal
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -66,7 +65,7 @@ def collate(chosen: Any, batch_size: int) -> Batch:
     return {"ids": ids, "labels": torch.where(labels < 0, IGNORE, labels)}
 
 
-# Law 7 ----------------------------------------------------------------------------------------------------------------
+# The same batch, cut in any way ---------------------------------------------------------------------------------------
 
 
 SAME: dict[str, Any] = {"data": Ragged(), "optimizer": PLAIN, "eval": {"max_iters": None}}
@@ -74,7 +73,7 @@ SAME: dict[str, Any] = {"data": Ragged(), "optimizer": PLAIN, "eval": {"max_iter
 
 @pytest.fixture(scope="module")
 def whole_batches(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("law7")
+    folder = tmp_path_factory.mktemp("cut")
     return runs.run(folder, folder / "whole", train=cut(8), **SAME)
 
 
@@ -180,7 +179,7 @@ class Listed:
     samples: int = 100
     place: int = 0
     fails: bool = False
-    sleep: float = 0.0
+    ticks: tuple[list[float], float] | None = None  # a clock, and how much later it is at each batch
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -189,7 +188,8 @@ class Listed:
         if self.fails:
             raise RuntimeError("the validation data is gone")
         while self.place < 1000:
-            time.sleep(self.sleep)
+            if self.ticks is not None:
+                self.ticks[0][0] += self.ticks[1]
             first = self.ids[self.place % len(self.ids)]
             self.place += 1
             yield {"ids": torch.tensor([[first]]), "labels": torch.ones(1, 1, dtype=torch.int64)}
@@ -210,7 +210,7 @@ class Case:
     ids: list[int]
     eval: EvalArgs
     val: Loader | None = None
-    sleep: float = 0.0
+    ticks: tuple[list[float], float] | None = None
 
 
 def train_fragile(fabric: Any, case: Case) -> Run:
@@ -225,7 +225,7 @@ def train_fragile(fabric: Any, case: Case) -> Run:
         fabric=fabric,
         model=fabric.setup_module(model),
         optimizer=optimizers.build("SGD", model.parameters()),
-        train_loader=Listed(case.ids, sleep=case.sleep),
+        train_loader=Listed(case.ids, ticks=case.ticks),
         val_loader=Listed([1]) if case.val is None else case.val,
         train=train,
         eval=case.eval,
@@ -240,9 +240,9 @@ def train_fragile(fabric: Any, case: Case) -> Run:
     return run
 
 
-def fragile(out_dir: Path, ids: list[int], *, val: Any = None, sleep: float = 0.0, **train: Any) -> Run:
+def fragile(out_dir: Path, ids: list[int], *, val: Any = None, ticks: Any = None, **train: Any) -> Run:
     seed_everything(0)
-    case = Case(out_dir, train, ids, EvalArgs(interval=0, max_iters=2), val, sleep)
+    case = Case(out_dir, train, ids, EvalArgs(interval=0, max_iters=2), val, ticks)
     return launch(ONE, PRECISION, train_fragile, case)
 
 
@@ -284,9 +284,11 @@ def test_a_second_interrupt_ends_the_run_at_once() -> None:
         stop.ask(signal.SIGINT, None)
 
 
-def test_time_ends_a_run_at_most_a_step_late(tmp_path: Path) -> None:
-    run = fragile(tmp_path, [1], max_time=0.3, sleep=0.1, save_interval=0)
-    assert 0.3 <= run.state.at.seconds < 0.6
+def test_time_ends_a_run_at_most_a_step_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("litgpt.training.time.monotonic", lambda: clock[0])
+    run = fragile(tmp_path, [1], max_time=0.875, ticks=(clock, 0.25), save_interval=0)
+    assert (run.state.at.step, run.state.at.seconds) == (4, 1.0)
     assert (tmp_path / "final").is_dir()
 
 
@@ -298,12 +300,17 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
 # Numbers that break, with a real model --------------------------------------------------------------------------------
 
 
-def test_a_hopeless_learning_rate_ends_with_the_last_good_checkpoint(tmp_path: Path) -> None:
-    hopeless = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e30}}
+def test_a_hopeless_learning_rate_ends_with_the_last_good_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gentle = Schedule.rate
+    monkeypatch.setattr(Schedule, "rate", lambda self, step, peak: gentle(self, step, peak) if step < 2 else 1e30)
     with pytest.raises(DivergedError, match="1e\\+30"):
-        runs.run(tmp_path, tmp_path / "run", optimizer=hopeless, train={"save_interval": 1, "lr_warmup_steps": 0})
-    for saved in (tmp_path / "run").glob("step-*"):
-        assert all(bool(t.isfinite().all()) for t in checkpoint.load_model(saved).state_dict().values())
+        runs.run(tmp_path, tmp_path / "run", train={"save_interval": 1, "lr_warmup_steps": 0})
+    saved = sorted(path.name for path in (tmp_path / "run").glob("step-*"))
+    assert saved == ["step-00000001", "step-00000002"]
+    last = checkpoint.load_model(tmp_path / "run" / saved[-1])
+    assert all(bool(tensor.isfinite().all()) for tensor in last.state_dict().values())
     assert not (tmp_path / "run" / "final").exists()
 
 
@@ -315,11 +322,19 @@ def test_a_hopeless_learning_rate_ends_with_the_last_good_checkpoint(tmp_path: P
         ({"class_path": "AdamW", "init_args": {"lr": -1.0}}, "lr"),
         ({"class_path": "bitsandbits.Adam"}, "cannot be imported"),
         ({"class_path": "os.system"}, "not a subclass"),
+        ("LBFGS", r"^optimizer LBFGS cannot train this: .*closure"),
+        ("SparseAdam", r"^optimizer SparseAdam cannot train this: .*dense"),
     ],
 )
 def test_an_optimizer_that_cannot_be_is_refused(spec: Any, said: str) -> None:
     with pytest.raises(InputError, match=said):
         optimizers.require_valid(spec)
+
+
+@pytest.mark.parametrize(("name", "states"), [("AdamW", 2), ("SGD", 0), ("RMSprop", 1), ("Adafactor", 0)])
+def test_an_optimizer_tells_how_much_it_keeps(name: str, states: int) -> None:
+    assert optimizers.require_valid(name).states == states
+    assert optimizers.require_valid(PLAIN) == (0.5, 1)
 
 
 @pytest.mark.parametrize("name", ["Adam", "SGD", "Adafactor", "torch.optim.RMSprop"])

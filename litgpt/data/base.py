@@ -85,6 +85,10 @@ class DataModule(ABC):
     def fingerprint(self) -> str:
         """Names the content (text, tokenizer, split): equal exactly when a resumed run sees the same data."""
 
+    def without_effect(self) -> list[str]:
+        """Settings that the user gave and that this module has no use for, by option."""
+        return []
+
     def unigram_loss(self) -> float | None:
         """The validation loss (nats per token) of a model that knows only how frequent tokens are; None if unknown."""
         return None

@@ -82,6 +82,9 @@ class TextFiles(DataModule):
         split = self._val_corpus.fingerprint if self._val_corpus else self.val_fraction
         return hashlib.sha256(json.dumps([self._train_corpus.fingerprint, split]).encode()).hexdigest()
 
+    def without_effect(self) -> list[str]:
+        return ["data.num_workers"] if self.num_workers != TextFiles.num_workers else []
+
     def unigram_loss(self) -> float | None:
         if not len(self._val):
             return None
