@@ -23,7 +23,7 @@ from litgpt.scripts.convert_to_litgpt import KEYS, fields_of_05
 from tests.makers.checkpoints import CONFIGS, edit_json, make_hf_checkpoint, make_litgpt_checkpoint, random_gpt
 from tests.makers.configs import NAMES, shrunk
 from tests.makers.tokenizers import EOS, train_tiny_tokenizer
-from tests.test_weights import hf_files, require_same_tensors
+from tests.test_weights import Canary, hf_files, require_same_tensors
 
 LLAMA = "Llama-2-7b-hf"
 YARN = {"factor": 4.0, "beta_fast": 32, "beta_slow": 1, "original_max_seq_len": 16}
@@ -368,6 +368,19 @@ def test_adapter_tensors_inside_a_model_are_refused_as_such(tmp_path):
         convert_from_litgpt.main(source, tmp_path / "out")
 
 
+def test_code_in_a_pickle_never_runs(tmp_path):
+    source = make_litgpt_checkpoint(tmp_path / "lit", LLAMA)
+    torch.save({"model": {"evil": Canary(tmp_path / "canary")}}, source / "lit_model.pth")
+    for convert in (convert_from_litgpt.main, convert_pretrained_checkpoint.main):
+        with pytest.raises(InputError, match=r"lit_model\.pth holds more than tensors"):
+            convert(source, tmp_path / "out")
+    os.rename(source / "lit_model.pth", source / "pytorch_model.bin")
+    with pytest.raises(InputError, match=r"pytorch_model\.bin holds more than tensors"):
+        convert_to_litgpt.main(source)
+    assert not (tmp_path / "canary").exists()
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_is_converted_already_says_so(tmp_path):
     source = make_litgpt_checkpoint(tmp_path / "lit", LLAMA)
     with pytest.raises(InputError, match="nothing to convert"):
@@ -421,7 +434,7 @@ def test_a_plain_checkpoint_is_the_model_already(tmp_path, kind):
 
 # --------------------------------------------------------------------------------------------------- killed and full
 
-# Converts in a forked child that dies, or whose disk is full, at its n-th file-system call, for every n.
+# Converts in a forked child that dies, or whose disk is full, at its n-th change to the file system, for every n.
 TROUBLE = """
 import errno, io, os, sys
 from contextlib import redirect_stdout
@@ -448,10 +461,10 @@ seen = 0
 def strike_at(n):
     def count(event, args):
         global seen
-        writes = event != "open" or (isinstance(args[1], str) and args[1][0] in "wxa") or args[2] & os.O_ACCMODE
-        if event in ("open", "os.mkdir", "os.rename", "fsync") and (writes or trouble == "kill") or (
-            event in ("os.remove", "os.rmdir", "shutil.rmtree") and trouble == "kill"
-        ):
+        changes = ["os.mkdir", "os.rename", "fsync"]
+        if trouble == "kill":
+            changes += ["os.remove", "os.rmdir", "shutil.rmtree"]
+        if event in changes or (event == "open" and args[2] & os.O_ACCMODE):
             seen += 1
             if seen == n and trouble == "kill":
                 os._exit(137)

@@ -11,10 +11,12 @@ import pytest
 import torch
 
 from litgpt import checkpoint, cli, storage
+from litgpt.commands import COMMANDS
 from litgpt.scripts import convert_to_litgpt, validate
 from tests.makers.checkpoints import CONFIGS, edit_json, make_hf_checkpoint, make_litgpt_checkpoint, random_gpt
 from tests.makers.configs import shrunk
 from tests.makers.tokenizers import train_tiny_tokenizer
+from tests.test_house import loaded_by
 from tests.test_weights import hf_files
 
 LLAMA = "Llama-2-7b-hf"
@@ -122,6 +124,11 @@ def test_only_commands_of_this_version_are_offered(tmp_path, capsys, monkeypatch
     source = make(tmp_path / "in")
     monkeypatch.setitem(validate.COMMANDS, "chat", (None, "later"))
     assert "litgpt chat" not in report(source, capsys)
+
+
+@pytest.mark.parametrize("action", ["validate", *(name for name in COMMANDS if name.startswith("convert_"))])
+def test_help_comes_without_torch(action):
+    assert "torch" not in loaded_by(f"from litgpt.cli import main; assert main(['{action}', '--help']) == 0")
 
 
 def test_the_options_of_0_5_are_taken(tmp_path, capsys):
