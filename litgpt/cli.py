@@ -91,7 +91,9 @@ def overview() -> str:
 
 def _function(action: str) -> Callable[..., Any]:
     if action not in COMMANDS:
-        raise InputError(f"'{action}' is no action{near_miss(action, COMMANDS)} (litgpt --help shows all)")
+        here = ", ".join(name for name, (target, _) in COMMANDS.items() if target)
+        known = near_miss(action, COMMANDS) or f"; the actions are {here}"
+        raise InputError(f"'{action}' is no action{known} (litgpt --help shows all)")
     target, _ = COMMANDS[action]
     if target is None:
         raise InputError(f"'{action}' is not in this version yet; litgpt --help shows what is")

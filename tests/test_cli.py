@@ -549,7 +549,12 @@ def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch: Any) -> None:
 
 @pytest.mark.parametrize(
     ("argv", "words"),
-    [([], "no action"), (["frobnicate"], "'frobnicate'"), (["pretrian"], "'pretrain'"), (["serve", "x"], "'serve'")],
+    [
+        ([], "no action"),
+        (["frobnicate"], "'frobnicate' is no action; the actions are download, "),
+        (["pretrian"], "'pretrain'"),
+        (["serve", "x"], "'serve'"),
+    ],
 )
 def test_an_action_that_is_not_there_is_one_line(argv: list[str], words: str, capsys: Any) -> None:
     assert cli.main(argv) == 2

@@ -151,9 +151,21 @@ def test_a_model_is_found_by_any_of_its_names():
     assert rows[0] is rows[1] is rows[2]
 
 
+def test_what_the_registry_offers_is_there():
+    offered = {}
+    exec("from litgpt.families import *", offered)
+    assert offered["FAMILIES"] is families.FAMILIES
+
+
 def test_an_unknown_name_is_answered_with_the_nearest():
     with pytest.raises(MissingError, match=r"model 'phytia-14m' is not known; did you mean 'pythia-14m'\?.*list"):
         families.by_name("phytia-14m")
+    with pytest.raises(
+        MissingError, match=r"model 'xyzzy' is not known; some that are: (\S+), (\S+), (\S+) "
+    ) as raised:
+        families.by_name("xyzzy")
+    examples = str(raised.value).partition(": ")[2].partition(" (")[0].split(", ")
+    assert len({families.by_name(name)[0].name for name in examples}) == 3
     with pytest.raises(InputError, match="model_type 'gema3' is not known; did you mean 'gemma3'"):
         families.by_model_type("gema3")
 

@@ -25,8 +25,8 @@ __all__ = [
     "Family",
     "by_model_type",
     "by_name",
-    "eq",
     "family",
+    "find",
     "matching",
     "names",
     "prompt_for",
@@ -51,6 +51,7 @@ FAMILIES: tuple[Family, ...] = (
     STABLELM,
     DEEPSEEK,
 )
+EXAMPLES = ("pythia-14m", "Llama-3.2-1B", "Qwen3-0.6B")  # of registered names, where none is near
 
 
 def names() -> list[str]:
@@ -74,7 +75,8 @@ def by_name(model_name: str) -> tuple[Family, Mapping[str, Any]]:
     found = find(model_name)
     if found is None:
         nearest = near_miss(str(model_name).rsplit("/", 1)[-1], names())
-        raise MissingError(f"model '{model_name}' is not known{nearest} (litgpt download list shows all)")
+        known = nearest or f"; some that are: {', '.join(EXAMPLES)}"
+        raise MissingError(f"model '{model_name}' is not known{known} (litgpt download list shows all)")
     return found
 
 

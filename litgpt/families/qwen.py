@@ -78,64 +78,73 @@ SMALL_VOCAB: dict[str, Any] = {"vocab_size": 151669, "padded_vocab_size": 151936
 LARGE_VOCAB: dict[str, Any] = {"vocab_size": 151669, "padded_vocab_size": 152064}
 MILLION = {"rope_base": 1000000}
 
+QWEN2_SHAPES = {
+    "0.5B": (24, 896, 14, 2, 4864),
+    "1.5B": (28, 1536, 12, 2, 8960),
+    "3B": (36, 2048, 16, 2, 11008),
+    "7B": (28, 3584, 28, 4, 18944),
+    "14B": (48, 5120, 40, 8, 13824),
+    "32B": (64, 5120, 40, 8, 27648),
+    "72B": (80, 8192, 64, 8, 29568),
+}
+
+
+def qwen2(name: str, *variants: str, **fields: Any) -> list[dict[str, Any]]:
+    """`size`, with the shape of the size that the name says."""
+    return size(name, next(shape for label, shape in QWEN2_SHAPES.items() if f"-{label}" in name), *variants, **fields)
+
+
+BOTH = ("", "-Instruct")
+
 QWEN2_ROWS = with_traits(
     QWEN2_TRAITS,
     group(
         "Qwen",
         {**SMALL_VOCAB, **MILLION, "tie_embeddings": True, "prompt": "qwen2.5"},
-        size("Qwen2.5-0.5B{}", (24, 896, 14, 2, 4864), "", "-Instruct", block_size=32768),
-        size("Qwen2.5-1.5B", (28, 1536, 12, 2, 8960), block_size=131072),
-        size("Qwen2.5-1.5B-Instruct", (28, 1536, 12, 2, 8960), block_size=32768),
-        size("Qwen2.5-3B{}", (36, 2048, 16, 2, 11008), "", "-Instruct", block_size=32768),
+        qwen2("Qwen2.5-0.5B{}", *BOTH, block_size=32768),
+        qwen2("Qwen2.5-1.5B", block_size=131072),
+        qwen2("Qwen2.5-1.5B-Instruct", block_size=32768),
+        qwen2("Qwen2.5-3B{}", *BOTH, block_size=32768),
     ),
     group(
         "Qwen",
         {**LARGE_VOCAB, **MILLION, "block_size": 131072, "prompt": "qwen2.5"},
-        size("Qwen2.5-7B", (28, 3584, 28, 4, 18944), norm_eps=1e-6),
-        size("Qwen2.5-14B", (48, 5120, 40, 8, 13824)),
-        size("Qwen2.5-32B", (64, 5120, 40, 8, 27648)),
-        size("Qwen2.5-72B", (80, 8192, 64, 8, 29568)),
+        qwen2("Qwen2.5-7B", norm_eps=1e-6),
+        *(qwen2(f"Qwen2.5-{label}") for label in ("14B", "32B", "72B")),
     ),
     group(
         "Qwen",
         {**LARGE_VOCAB, **MILLION, "block_size": 32768, "norm_eps": 1e-6, "prompt": "qwen2.5"},
-        size("Qwen2.5-7B-Instruct", (28, 3584, 28, 4, 18944)),
-        size("Qwen2.5-14B-Instruct", (48, 5120, 40, 8, 13824)),
-        size("Qwen2.5-32B-Instruct", (64, 5120, 40, 8, 27648)),
-        size("Qwen2.5-72B-Instruct", (80, 8192, 64, 8, 29568)),
+        *(qwen2(f"Qwen2.5-{label}-Instruct") for label in ("7B", "14B", "32B", "72B")),
     ),
     group(
         "Qwen",
         {**LARGE_VOCAB, "rope_base": 10000000, "block_size": 1010000, "prompt": "qwen2.5"},
-        size("Qwen2.5-7B-Instruct-1M", (28, 3584, 28, 4, 18944)),
-        size("Qwen2.5-14B-Instruct-1M", (48, 5120, 40, 8, 13824)),
+        *(qwen2(f"Qwen2.5-{label}-Instruct-1M") for label in ("7B", "14B")),
     ),
     group(
         "Qwen",
         {**SMALL_VOCAB, **MILLION, "block_size": 32768, "tie_embeddings": True, "prompt": "qwen2.5"},
-        size("Qwen2.5-Coder-0.5B{}", (24, 896, 14, 2, 4864), "", "-Instruct"),
-        size("Qwen2.5-Coder-1.5B{}", (28, 1536, 12, 2, 8960), "", "-Instruct"),
-        size("Qwen2.5-Coder-3B{}", (36, 2048, 16, 2, 11008), "", "-Instruct"),
+        *(qwen2(f"Qwen2.5-Coder-{label}{{}}", *BOTH) for label in ("0.5B", "1.5B", "3B")),
     ),
     group(
         "Qwen",
         {**LARGE_VOCAB, **MILLION, "block_size": 32768, "prompt": "qwen2.5"},
-        size("Qwen2.5-Coder-7B{}", (28, 3584, 28, 4, 18944), "", "-Instruct", norm_eps=1e-6),
-        size("Qwen2.5-Coder-14B{}", (48, 5120, 40, 8, 13824), "", "-Instruct"),
-        size("Qwen2.5-Coder-32B{}", (64, 5120, 40, 8, 27648), "", "-Instruct"),
+        qwen2("Qwen2.5-Coder-7B{}", *BOTH, norm_eps=1e-6),
+        *(qwen2(f"Qwen2.5-Coder-{label}{{}}", *BOTH) for label in ("14B", "32B")),
     ),
     group(
         "Qwen",
         {"block_size": 4096, "prompt": "qwen2.5-math"},
-        size("Qwen2.5-Math-1.5B{}", (28, 1536, 12, 2, 8960), "", "-Instruct", **SMALL_VOCAB, tie_embeddings=True),
-        size("Qwen2.5-Math-7B{}", (28, 3584, 28, 4, 18944), "", "-Instruct", **LARGE_VOCAB, norm_eps=1e-6),
-        size("Qwen2.5-Math-72B{}", (80, 8192, 64, 8, 29568), "", "-Instruct", **LARGE_VOCAB),
+        qwen2("Qwen2.5-Math-1.5B{}", *BOTH, **SMALL_VOCAB, tie_embeddings=True),
+        qwen2("Qwen2.5-Math-7B{}", *BOTH, **LARGE_VOCAB, norm_eps=1e-6),
+        qwen2("Qwen2.5-Math-72B{}", *BOTH, **LARGE_VOCAB),
     ),
     group(
         "Qwen",
         {**LARGE_VOCAB, **MILLION, "prompt": "qwq"},
-        size("QwQ-32B", (64, 5120, 40, 8, 27648), block_size=131072),
-        size("QwQ-32B-Preview", (64, 5120, 40, 8, 27648), block_size=32768),
+        qwen2("QwQ-32B", block_size=131072),
+        qwen2("QwQ-32B-Preview", block_size=32768),
     ),
 )
 
@@ -180,31 +189,32 @@ def qwen3_to_hf(fields: Fields) -> dict[str, Any]:
 
 QWEN3_SHARED = {**SMALL_VOCAB, **MILLION, "bias": False, "head_size": 128}
 
+QWEN3_SMALL = {
+    "0.6B": (28, 1024, 16, 8, 3072),
+    "1.7B": (28, 2048, 16, 8, 6144),
+    "4B": (36, 2560, 32, 8, 9728),
+}
+QWEN3_LARGE = {
+    "8B": (36, 4096, 32, 8, 12288),
+    "14B": (40, 5120, 40, 8, 17408),
+}
+
+
+def qwen3(variant: str, block_size: int) -> list[dict[str, Any]]:
+    """Rows of the five sizes that come trained both for chat and not."""
+    small = (size(f"Qwen3-{b}{variant}", shape, tie_embeddings=True) for b, shape in QWEN3_SMALL.items())
+    large = (size(f"Qwen3-{b}{variant}", shape) for b, shape in QWEN3_LARGE.items())
+    return [{**row, "block_size": block_size} for rows in (*small, *large) for row in rows]
+
+
 QWEN3_ROWS = with_traits(
     {**QWEN3_TRAITS, **QWEN3_SHARED},
-    group(
-        "Qwen",
-        {"block_size": 40960},
-        size("Qwen3-0.6B", (28, 1024, 16, 8, 3072), tie_embeddings=True),
-        size("Qwen3-1.7B", (28, 2048, 16, 8, 6144), tie_embeddings=True),
-        size("Qwen3-4B", (36, 2560, 32, 8, 9728), tie_embeddings=True),
-        size("Qwen3-8B", (36, 4096, 32, 8, 12288)),
-        size("Qwen3-14B", (40, 5120, 40, 8, 17408)),
-        size("Qwen3-32B", (64, 5120, 64, 8, 25600)),
-    ),
-    group(
-        "Qwen",
-        {"block_size": 32768},
-        size("Qwen3-0.6B-Base", (28, 1024, 16, 8, 3072), tie_embeddings=True),
-        size("Qwen3-1.7B-Base", (28, 2048, 16, 8, 6144), tie_embeddings=True),
-        size("Qwen3-4B-Base", (36, 2560, 32, 8, 9728), tie_embeddings=True),
-        size("Qwen3-8B-Base", (36, 4096, 32, 8, 12288)),
-        size("Qwen3-14B-Base", (40, 5120, 40, 8, 17408)),
-    ),
+    group("Qwen", {}, qwen3("", 40960), size("Qwen3-32B", (64, 5120, 64, 8, 25600), block_size=40960)),
+    group("Qwen", {}, qwen3("-Base", 32768)),
     group(
         "Qwen",
         {"block_size": 262144, "rope_base": 5000000, "tie_embeddings": True},
-        size("Qwen3-4B-{}-2507", (36, 2560, 32, 8, 9728), "Thinking", "Instruct"),
+        size("Qwen3-4B-{}-2507", QWEN3_SMALL["4B"], "Thinking", "Instruct"),
     ),
 )
 
@@ -256,33 +266,21 @@ def moe_to_hf(fields: Fields) -> dict[str, Any]:
     }
 
 
+MOE_30B, MOE_235B = (48, 2048, 32, 4, 6144), (94, 4096, 64, 4, 12288)
+
 MOE_ROWS = with_traits(
     {**MOE_TRAITS, **QWEN3_SHARED, "n_expert": 128, "n_expert_per_token": 8},
     group(
         "Qwen",
         {"moe_intermediate_size": 768},
-        size("Qwen3-30B-A3B{}", (48, 2048, 32, 4, 6144), "", "-Base", block_size=40960),
-        size(
-            "Qwen3-30B-A3B-{}-2507",
-            (48, 2048, 32, 4, 6144),
-            "Thinking",
-            "Instruct",
-            block_size=262144,
-            rope_base=10000000,
-        ),
+        size("Qwen3-30B-A3B{}", MOE_30B, "", "-Base", block_size=40960),
+        size("Qwen3-30B-A3B-{}-2507", MOE_30B, "Thinking", "Instruct", block_size=262144, rope_base=10000000),
     ),
     group(
         "Qwen",
         {"moe_intermediate_size": 1536},
-        size("Qwen3-235B-A22B", (94, 4096, 64, 4, 12288), block_size=40960),
-        size(
-            "Qwen3-235B-A22B-{}-2507",
-            (94, 4096, 64, 4, 12288),
-            "Thinking",
-            "Instruct",
-            block_size=262144,
-            rope_base=5000000,
-        ),
+        size("Qwen3-235B-A22B", MOE_235B, block_size=40960),
+        size("Qwen3-235B-A22B-{}-2507", MOE_235B, "Thinking", "Instruct", block_size=262144, rope_base=5000000),
     ),
 )
 
