@@ -1,6 +1,6 @@
 """What a user asks for, before it has types: YAML recipes and the options typed on top, each value with its origin.
 
-Knows no command: which keys there are, and what each may hold, is the business of cli.py.
+Knows no command: which keys there are, and what each may hold, is the business of signature.py.
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, Literal, Union
 
 from litgpt.errors import InputError, near_miss
+from litgpt.recipe import Key
 
-Key = tuple[str, ...]
 REQUIRED: Any = inspect.Parameter.empty
 
 
