@@ -1,4 +1,4 @@
-"""Laws 2 (briefly) and 3: our weights and theirs are the same bytes under two names, for every family."""
+"""Our weights and theirs are the same bytes under two names, for every family, and give the same logits."""
 
 from __future__ import annotations
 
