@@ -17,7 +17,7 @@ import yaml
 
 from litgpt import checkpoint, cli, storage
 from litgpt.config import Config
-from litgpt.errors import InputError
+from litgpt.errors import InputError, MachineError
 from litgpt.scripts import convert_from_litgpt, convert_pretrained_checkpoint, convert_to_litgpt
 from litgpt.scripts.convert_to_litgpt import KEYS, fields_of_05
 from tests.makers.checkpoints import CONFIGS, edit_json, make_hf_checkpoint, make_litgpt_checkpoint, random_gpt
@@ -379,6 +379,16 @@ def test_code_in_a_pickle_never_runs(tmp_path):
         convert_to_litgpt.main(source)
     assert not (tmp_path / "canary").exists()
     assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_names_the_file_and_its_bytes(tmp_path, monkeypatch):
+    source = written(tmp_path / "in")
+    before = tree(source)
+    size = (source / "model.safetensors").stat().st_size
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(size, size, 1000))
+    with pytest.raises(MachineError, match=r"lit_model\.pth could not be written.*\d\d,\d\d\d bytes, 1,000 are free"):
+        convert_to_litgpt.main(source)
+    assert tree(source) == before
 
 
 def test_what_is_converted_already_says_so(tmp_path):

@@ -20,4 +20,4 @@ def main(checkpoint_dir: Path, output_dir: Path, overwrite: bool = False) -> Non
     opened.config.to_hf()  # refuses a model that no Hugging Face family has
     write_hugging_face(opened, output_dir, overwrite=overwrite)
     print(f"Wrote the model ({opened.config.family}) as Hugging Face files to {output_dir}.")
-    print(f"Next: litgpt chat {output_dir}")
+    print(f"What it is good for: litgpt validate {output_dir}")

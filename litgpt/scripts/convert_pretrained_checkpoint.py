@@ -32,7 +32,7 @@ def main(checkpoint_dir: Path, output_dir: Path, overwrite: bool = False) -> Non
     opened = _open(find(checkpoint_dir))
     write_hugging_face(opened, output_dir, overwrite=overwrite)
     print(f"Wrote the model without its training state to {output_dir}.")
-    print(f"Next: litgpt chat {output_dir}")
+    print(f"What it is good for: litgpt validate {output_dir}")
 
 
 def _open(directory: Path) -> Checkpoint:

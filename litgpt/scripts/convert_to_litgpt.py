@@ -152,10 +152,10 @@ def _write(opened: Checkpoint, fields: dict[str, Any], dtype: str | None) -> Non
     tensors = source.only_finite(opened, opened.tensors(wanted, writable=True))
     with ExitStack() as stack:  # left from the last to the first
         weights = stack.enter_context(atomic_file(opened.dir / LIT_MODEL, need=_bytes_needed(opened, wanted)))
+        lit_model.save(weights, _with_head(tensors, opened.config))
         description = stack.enter_context(atomic_file(opened.dir / MODEL_CONFIG))
         description.write_text(yaml.safe_dump(fields), encoding="utf-8")
         _require_readable(opened, description)
-        lit_model.save(weights, _with_head(tensors, opened.config))
         _list_in_manifest(opened.dir, [])
     _list_in_manifest(opened.dir, [MODEL_CONFIG])
 
