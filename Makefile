@@ -21,7 +21,7 @@ quickstart: .venv/quickstart.stamp
 	@echo; echo "Talk to it: $(BIN)/litgpt chat $(OUT)/final"
 
 test: .venv/test.stamp
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) -q
+	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) -q
 
 lint: .venv/test.stamp
 	$(BIN)/ruff check .
@@ -29,6 +29,8 @@ lint: .venv/test.stamp
 	$(BIN)/mypy
 
 .venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; name one: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
 	@echo "== Making .venv"
 	$(PYTHON) -m venv .venv
 
