@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from litgpt.args import LogArgs
-from litgpt.errors import InputError, MachineError, UserError, extra_missing, near_miss
+from litgpt.errors import InputError, MachineError, UserError, extra_missing, is_out_of_memory, near_miss
 from litgpt.estimate import available_memory
 
 if TYPE_CHECKING:
@@ -132,13 +132,9 @@ def memory_errors(remedy: str) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         raise MachineError(f"out of memory; {remedy}") from error
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def seed_everything(seed: int) -> None:
