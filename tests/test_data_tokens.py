@@ -142,6 +142,52 @@ def test_equal_texts_are_tokenised_once(tmp_path, monkeypatch):
     assert len(calls) == 1
 
 
+def hashed(monkeypatch, settled: int) -> list[Path]:
+    """Grows whenever a file is read for its hash, from `settled` nanoseconds on after its last change."""
+    read: list[Path] = []
+    sha256 = tokens_module.storage.sha256
+    monkeypatch.setattr(tokens_module, "_SETTLED", settled)
+    note = lambda path: (read.append(path) if path.suffix == ".txt" else None) or sha256(path)  # noqa: E731
+    monkeypatch.setattr(tokens_module.storage, "sha256", note)
+    return read
+
+
+def test_a_text_that_has_long_been_the_same_is_read_once(tmp_path, monkeypatch):
+    read = hashed(monkeypatch, settled=-(10**18))
+    folder = write_texts(tmp_path, a="5 6", b="7")
+    for _ in range(3):
+        assert prepared(corpus(folder)) == [5, 6, 0, 7, 0]
+    assert read == [folder / "a.txt", folder / "b.txt"]
+
+
+def test_a_text_that_changed_a_moment_ago_is_read_again(tmp_path, monkeypatch):
+    read = hashed(monkeypatch, settled=10**12)
+    folder = write_texts(tmp_path, a="5 6")
+    assert prepared(corpus(folder)) == prepared(corpus(folder)) == [5, 6, 0]
+    assert len(read) == 2
+
+
+def test_a_change_that_hides_its_time_is_noticed_in_a_text_that_was_remembered(tmp_path, monkeypatch):
+    hashed(monkeypatch, settled=-(10**18))
+    file = write_texts(tmp_path, a="5 6") / "a.txt"
+    before = file.stat()
+    assert prepared(corpus(tmp_path)) == [5, 6, 0]
+    while file.stat().st_ctime_ns == before.st_ctime_ns:  # until the file system's clock has moved
+        file.write_text("5 8")
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert file.stat().st_mtime_ns == before.st_mtime_ns
+    assert prepared(corpus(tmp_path)) == [5, 8, 0]
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"files": ["a.txt"]}', '{"files": {"a.txt": {"signs": 7}}}', "torn"])
+def test_a_record_of_texts_that_makes_no_sense_is_passed_over(tmp_path, content):
+    folder = write_texts(tmp_path, a="5 6")
+    other = folder / ".litgpt_cache" / "tokens-other"
+    other.mkdir(parents=True)
+    (other / "info.json").write_text(content)
+    assert prepared(corpus(folder)) == [5, 6, 0]
+
+
 def test_a_moved_text_keeps_its_tokens(tmp_path, monkeypatch):
     calls = encodings(monkeypatch)
     corpus(write_texts(tmp_path / "old", a="5 6")).prepare()

@@ -3,7 +3,7 @@
     .litgpt_cache/tokens-3f9a.../   named after its content: texts, tokenizer, format
         tokens.bin                  the ids, uint16 or uint32
         documents.bin               int64: where each document begins
-        info.json                   figures, and the whole fingerprint
+        info.json                   figures, the whole fingerprint, and by which signs a text was seen to be unchanged
 
 The ids of a document are `[bos] text [eos]`: bos where the tokenizer's own rule puts one, eos where it has one. Where
 both are the same token, it stands once between two documents. Knows nothing of blocks, batches or torch.
@@ -17,8 +17,9 @@ import json
 import math
 import os
 import re
+import time
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -44,6 +45,14 @@ _PIECE_CHARACTERS = 1 << 16  # tokenizers take 200 bytes of memory for each byte
 _CONTEXT_CHARACTERS = 200  # what stands before a piece is encoded with it
 _CUT = re.compile(r"(?<=\n)(?=\S)|(?<=\S)(?= \w)")  # where tokens usually end: before a line, or a space and a word
 _COUNTED_TOKENS = 1 << 24  # of the training text, for the frequencies of a unigram model
+_SETTLED = 2_000_000_000  # ns after a change, when another one surely gets another time in any file system
+
+
+class Text(NamedTuple):
+    """What is known of a text file."""
+
+    sha256: str
+    signs: list[int] | None  # see `_signs`; None where it changed so lately that they do not tell
 
 
 class TokenFile(NamedTuple):
@@ -74,9 +83,15 @@ class Corpus:
     @cached_property
     def fingerprint(self) -> str:
         """A hash of all that decides the tokens: kind and content of the texts in order, tokenizer, format."""
-        texts = [("".join(file.suffixes[-2:]).lower(), storage.sha256(file)) for file in self.files]
+        texts = [("".join(file.suffixes[-2:]).lower(), self._texts[file].sha256) for file in self.files]
         facts = [FORMAT, self.tokenizer.fingerprint(), *self._edges, self.key, texts]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+    @cached_property
+    def _texts(self) -> dict[Path, Text]:
+        """Hashes of the files: from the disk, unless the signs are those of a text that was tokenised before."""
+        known = {signs: digest for place in self.places for signs, digest in _remembered(place)}
+        return {file: _look_at(file, known) for file in self.files}
 
     @cached_property
     def _edges(self) -> tuple[list[int], list[int]]:
@@ -124,7 +139,8 @@ class Corpus:
         (folder / "documents.bin").write_bytes(begins.tobytes())
         (folder / ".gitignore").write_text("*\n")
         facts = {"dtype": dtype, "tokens": total, "documents": len(begins), "fingerprint": self.fingerprint}
-        storage.write_json(folder / "info.json", {**facts, "files": [str(file) for file in self.files]})
+        texts = {str(file): text._asdict() for file, text in self._texts.items()}
+        storage.write_json(folder / "info.json", {**facts, "files": texts})
         progress.close()
 
     def _encoded(self, progress: _Progress) -> Iterator[tuple[Piece, list[int]]]:
@@ -158,6 +174,27 @@ class Corpus:
         before, after = document[max(at - _CONTEXT_CHARACTERS, 0) : at], document[at : at + _CONTEXT_CHARACTERS]
         alone, together = self.tokenizer.encode_batch([before, before + after], bos=False)
         return together[: len(alone)] == alone
+
+
+def _look_at(file: Path, known: Mapping[tuple[int, ...], str]) -> Text:
+    stat = file.stat()  # before it is read: a change from now on gives other signs
+    signs = _signs(stat)
+    digest = known.get(tuple(signs)) or storage.sha256(file)
+    return Text(digest, signs if time.time_ns() - stat.st_ctime_ns > _SETTLED else None)
+
+
+def _signs(stat: os.stat_result) -> list[int]:
+    """What is another after any change of a file; unlike the time of the content, that of the inode cannot be set."""
+    return [stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+
+
+def _remembered(place: Path) -> Iterator[tuple[tuple[int, ...], str]]:
+    """Signs and hashes of all texts whose tokens lie in a cache folder."""
+    for info in place.glob("tokens-*/info.json"):
+        with suppress(UserError, OSError, KeyError, TypeError, AttributeError):  # damaged: as if it were not there
+            for text in storage.read_json(info)["files"].values():
+                if text["signs"]:
+                    yield tuple(text["signs"]), str(text["sha256"])
 
 
 def unigram_loss(train: np.ndarray, val: np.ndarray, vocab_size: int) -> float:
