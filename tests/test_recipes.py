@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from litgpt import data
 from litgpt.cli import main
 from litgpt.config import Config
 from tests.makers import runs
@@ -49,3 +50,11 @@ def test_every_recipe_says_what_it_is_for_and_how_to_run_it(recipe: Path) -> Non
     assert text.startswith("# ")
     assert f"litgpt pretrain --config config_hub/pretrain/{recipe.name}" in text
     assert {"model_name", "out_dir", "data", "train", "optimizer", "tokenizer_dir"} <= set(yaml.safe_load(text))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_whose_data_module_is_not_there_says_so_at_its_top(recipe: Path) -> None:
+    chosen = yaml.safe_load(recipe.read_text())["data"]
+    name = chosen if isinstance(chosen, str) else chosen["class_path"].rpartition(".")[2]
+    top = recipe.read_text().partition("\n\n")[0]
+    assert (f"{name} is not in this version yet" in top) == (not hasattr(data, name))
