@@ -25,6 +25,17 @@ def due(interval: int | None, step: int) -> bool:
     return bool(interval) and step % interval == 0  # type: ignore[operator]
 
 
+def plain(value: Any) -> Any:
+    """A value as YAML has it: data classes as mappings, paths and the like as text."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    return value if isinstance(value, bool | int | float | None) else str(value)
+
+
 @dataclass(frozen=True)
 class _Args:
     given: frozenset[str] = field(default=frozenset(), init=False, repr=False, compare=False)

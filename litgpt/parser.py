@@ -7,12 +7,12 @@ when a recipe is partly replaced: `--data OTHER` over its data, the line of an e
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any, Union
 
 import yaml
 
+from litgpt.args import plain
 from litgpt.errors import InputError, UserError, near_miss
 from litgpt.recipe import Given, Key, Recipe, below, parse_value
 from litgpt.request import Request, place, require_known
@@ -52,7 +52,7 @@ def config_text(signature: Signature, request: Request) -> str:
     """All values that a run would use, as a YAML recipe; secrets are left out."""
     require_known(signature, request.recipe)
     config = {name: _config_value(signature, name, request.recipe) for name in signature.names}
-    shown = {name: _plain(v) for name, v in config.items() if v is not REQUIRED and not name.endswith("token")}
+    shown = {name: plain(v) for name, v in config.items() if v is not REQUIRED and not name.endswith("token")}
     return yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)
 
 
@@ -209,11 +209,11 @@ def _class_arguments(choice: Choice, cls: type, named: Given, name: str, recipe:
 def _chosen_config(signature: Signature, name: str, recipe: Recipe) -> Any:
     choice, named = signature.choices[name], _named_class(signature, name, recipe)
     if named is None:
-        return None if (name,) in recipe else _plain(signature.defaults[name])
+        return None if (name,) in recipe else plain(signature.defaults[name])
     cls = choice.resolve(str(named.value), named.where)
     used = {k: leaf.default for (k,), leaf in class_leaves(cls).items() if choice.built_here}
     used |= _class_arguments(choice, cls, named, name, recipe)
-    return {"class_path": choice.path(cls), "init_args": {k: _plain(v) for k, v in used.items() if v is not REQUIRED}}
+    return {"class_path": choice.path(cls), "init_args": {k: plain(v) for k, v in used.items() if v is not REQUIRED}}
 
 
 def _made(cls: type, values: dict[str, Any], name: str, recipe: Recipe) -> Any:
@@ -240,13 +240,3 @@ def _nested(recipe: Recipe, keys: list[Key], top: Key) -> dict[str, Any]:
 def _shown(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from litgpt import estimate
-from litgpt.args import EvalArgs, LogArgs, TrainArgs
+from litgpt.args import EvalArgs, LogArgs, TrainArgs, plain
 from litgpt.config import Config
 from litgpt.data.base import DataModule
 from litgpt.errors import InputError, MachineError
@@ -107,7 +107,7 @@ def main(
         logger_name=logger_name,
         seed=seed,
         overwrite=overwrite,
-        hyperparameters=plain(asked),
+        hyperparameters=recipe_of(asked),
     )
     if overwrite and resume is not False:
         raise InputError("--resume and --overwrite contradict each other; give one of them")
@@ -345,18 +345,14 @@ DECIDING = (
 )
 
 
-def plain(value: Any) -> Any:
-    """A value as YAML has it: paths as text, data classes as mappings, a data module as class_path and init_args."""
-    if isinstance(value, DataModule):
-        fields = {k: v for k, v in vars(value).items() if not k.startswith("_")}
-        return {"class_path": f"litgpt.data.{type(value).__name__}", "init_args": plain(fields)}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
-    if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
-    return value if isinstance(value, bool | int | float | None) else str(value)
+def recipe_of(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments as YAML has them, a data module by its class_path and init_args."""
+    return {name: plain(_by_class(value) if isinstance(value, DataModule) else value) for name, value in asked.items()}
+
+
+def _by_class(data: DataModule) -> dict[str, Any]:
+    fields = {name: value for name, value in vars(data).items() if not name.startswith("_")}
+    return {"class_path": f"litgpt.data.{type(data).__name__}", "init_args": fields}
 
 
 def _required(value: Any, name: str, remedy: str) -> Any:
