@@ -88,7 +88,7 @@ def latest(out_dir: str | Path) -> Path | None:
             _note(f"{place} is not a checkpoint step-<number> of this run and is ignored")
     for _, place in sorted(numbered.items(), reverse=True):
         try:
-            verify(place)
+            verify(place, full=True)  # a run that restarts by itself must not stand still before a damaged one
             read_run_state(place)
             return place
         except UserError as error:
@@ -132,8 +132,12 @@ class Checkpoint:
 
         def fetch(name: str) -> Tensor:
             there = home[name].entries[name].dtype
+            if not there.is_floating_point:
+                raise InputError(
+                    f"{home[name].path}: {name} holds {there}, not floating point numbers; download it again"
+                )
             # a router's correction bias is no parameter: it keeps its precision
-            is_cast = there.is_floating_point and name.endswith((".weight", ".bias"))
+            is_cast = name.endswith((".weight", ".bias"))
             wanted = dtype if dtype is not None and is_cast else there
             return home[name].read(name, wanted) if writable or wanted != there else home[name].fetch(name)
 

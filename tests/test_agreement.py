@@ -1,4 +1,4 @@
-"""Law 2: the same weights give the logits, gradients and text that transformers gives, for every set of switches."""
+"""The same weights give the logits, gradients and text that transformers gives, for every set of switches."""
 
 import pytest
 import torch

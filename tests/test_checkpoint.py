@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from litgpt import checkpoint, storage, weights
@@ -678,3 +679,27 @@ def test_a_mix_of_switches_that_no_family_has_is_kept_under_our_own_names(tmp_pa
     ids = torch.arange(12).unsqueeze(0)
     with torch.no_grad():
         assert torch.equal(again(ids), model(ids))
+
+
+def test_weights_that_are_no_floating_point_numbers_are_refused(tmp_path):
+    directory = make_hf_checkpoint(tmp_path / "T", "pythia-14m")
+    tensors = load_file(directory / "model.safetensors")
+    tensors["gpt_neox.final_layer_norm.bias"] = tensors["gpt_neox.final_layer_norm.bias"].int()
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"model.safetensors: gpt_neox.final_layer_norm.bias holds torch.int32"):
+        checkpoint.load_model(directory)
+
+
+def test_a_newest_step_with_a_flipped_bit_is_passed_over(tmp_path, capsys):
+    config = shrunk("pythia-14m")
+    for step in (1, 2):
+        checkpoint.write(
+            tmp_path / f"step-{step:08d}", config, random_gpt(config),
+            extra=lambda d, step=step: checkpoint.save_training_state(d, {"x": torch.ones(2)}, {"step": step}),
+        )  # fmt: skip
+    file = tmp_path / "step-00000002" / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 1
+    file.write_bytes(content)
+    assert checkpoint.latest(tmp_path) == tmp_path / "step-00000001"
+    assert "step-00000002" in capsys.readouterr().err

@@ -264,3 +264,9 @@ def test_in_a_terminal_an_interrupt_stops_the_answer_and_the_end_of_input_leaves
     terminal.type("\x04")
     assert terminal.leave() == 0
     assert "Traceback" not in terminal.text
+
+
+@pytest.mark.parametrize("prompt", [None, 5, ["a"]])
+def test_a_prompt_that_is_no_text_is_a_type_error_that_names_it(checkpoint, prompt):
+    with pytest.raises(TypeError, match="prompt"):
+        generate.main(checkpoint, prompt, max_new_tokens=3)

@@ -12,7 +12,7 @@ import torch
 from litgpt import estimate, families, prompts
 from litgpt.checkpoint import find, load_model, open_
 from litgpt.config import Config
-from litgpt.errors import InputError, near_miss
+from litgpt.errors import InputError, near_miss, require_type
 from litgpt.generate.engine import Engine
 from litgpt.generate.sampling import Sampling, StopAutomaton
 from litgpt.launch import machine, peak_memory
@@ -166,5 +166,6 @@ def require_later_options(*, quantize: str | None, compile: bool) -> None:
 
 def conversation(prompt: str, sys_prompt: str | None = None) -> Messages:
     """The messages of a conversation that begins with `prompt`."""
+    require_type(prompt, str, "prompt", "text")
     system = [{"role": "system", "content": sys_prompt}] if sys_prompt else []
     return [*system, {"role": "user", "content": prompt}]
