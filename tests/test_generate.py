@@ -20,6 +20,7 @@ from litgpt.generate import base as generate
 from litgpt.generate.session import load_session
 from tests.makers.checkpoints import make_hf_checkpoint
 from tests.makers.configs import shrunk
+from tests.makers.hub import stand_in
 from tests.makers.tokenizers import train_tiny_tokenizer
 
 CONTEXT = 64
@@ -137,6 +138,23 @@ def test_weights_that_are_not_numbers_are_refused(checkpoint, tmp_path):
 def test_a_missing_checkpoint_names_the_command_that_makes_one(tmp_path):
     with pytest.raises(MissingError, match="litgpt"):
         generate.main(tmp_path / "nowhere")
+
+
+def test_a_repository_of_the_hub_is_fetched_once_and_then_used_as_it_lies(checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    with stand_in() as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        server.push("tiny/model", {file.name: file.read_bytes() for file in checkpoint.iterdir()})
+        generate.main(Path("tiny/model"), "The mill", max_new_tokens=5, seed=1)
+    fetched = capsys.readouterr()
+    generate.main(Path("tiny/model"), "The mill", max_new_tokens=5, seed=1)  # the Hub is gone
+    assert fetched.out == capsys.readouterr().out
+    assert fetched.out.startswith("The mill")
+    (tmp_path / "tiny").mkdir()
+    with pytest.raises(MissingError, match="checkpoints/tiny/modle"):  # a folder of that name: no repository
+        generate.main(Path("tiny/modle"))
 
 
 def test_a_model_that_does_not_fit_is_refused_before_it_is_read(checkpoint, monkeypatch):

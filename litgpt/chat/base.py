@@ -41,7 +41,7 @@ def main(
     Input may also be piped: every line is a message, and only the answers go to standard output.
 
     Args:
-        checkpoint_dir: A checkpoint directory, or its name below checkpoints/.
+        checkpoint_dir: A checkpoint directory, its name below checkpoints/, or a repository of the Hugging Face Hub.
         sys_prompt: An instruction that comes before the conversation, for models that were trained with one.
         max_new_tokens: Longest answer, in tokens.
         top_k: Draw from the k likeliest tokens only; null draws from all.
@@ -62,7 +62,11 @@ def main(
     require_later_options(quantize=quantize, compile=compile)
     sampling = Sampling(temperature, top_k, top_p, seed)
     session = load_session(
-        checkpoint_dir, precision=precision, prompt_style=prompt_style, max_new_tokens=max_new_tokens
+        checkpoint_dir,
+        precision=precision,
+        prompt_style=prompt_style,
+        max_new_tokens=max_new_tokens,
+        access_token=access_token,
     )
     chat = Chat(session, sampling, max_new_tokens, conversation("", sys_prompt)[:-1])
     by_hand = sys.stdin.isatty() and sys.stdout.isatty()

@@ -31,7 +31,7 @@ def main(
     The text goes to standard output, everything else to standard error.
 
     Args:
-        checkpoint_dir: A checkpoint directory, or its name below checkpoints/.
+        checkpoint_dir: A checkpoint directory, its name below checkpoints/, or a repository of the Hugging Face Hub.
         prompt: What to answer or continue.
         sys_prompt: An instruction that comes before the prompt, for models that were trained with one.
         num_samples: How many answers to draw.

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +15,7 @@ import torch
 from litgpt import estimate, families, prompts
 from litgpt.checkpoint import find, load_model, open_
 from litgpt.config import Config
-from litgpt.errors import InputError, near_miss, require_type
+from litgpt.errors import InputError, MissingError, near_miss, require_type
 from litgpt.generate.engine import Engine
 from litgpt.generate.sampling import Sampling, StopAutomaton
 from litgpt.launch import machine, peak_memory
@@ -28,6 +31,8 @@ PRECISIONS = {
     "16-mixed": torch.float16,
     "bf16-mixed": torch.bfloat16,
 }
+
+REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 Messages = list[dict[str, str]]
 
@@ -107,25 +112,43 @@ def _filtered(watch: StopAutomaton[str], text: str) -> str:
     return "".join(released for character in text for released in watch.push(character))
 
 
+def located(checkpoint_dir: str | Path, access_token: str | None = None) -> Path:
+    """The checkpoint directory. What reads as a repository of the Hub and is not on this disk is downloaded first."""
+    try:
+        return find(checkpoint_dir)
+    except MissingError:
+        org = Path(checkpoint_dir).parts[0]
+        if not REPOSITORY.fullmatch(str(checkpoint_dir)) or Path(org).exists():
+            raise
+    from litgpt.scripts import download
+
+    with redirect_stdout(sys.stderr):  # standard output is for answers
+        print(f"{checkpoint_dir} is not on this disk; looking for it on the Hugging Face Hub")
+        download.main(str(checkpoint_dir), access_token=access_token)
+    return find(checkpoint_dir)
+
+
 def load_session(
     checkpoint_dir: str | Path,
     *,
     precision: str | None = None,
     prompt_style: str | None = None,
     max_new_tokens: int = 0,
+    access_token: str | None = None,
 ) -> Session:
     """Open a checkpoint directory (or its name below `checkpoints/`) for talking to it, on the best device there is.
 
     Args:
-        checkpoint_dir: as `checkpoint.find` takes it.
+        checkpoint_dir: as `checkpoint.find` takes it, or a repository of the Hub.
         precision: of weights and arithmetic; None: as the files are.
         prompt_style: a style by name instead of the checkpoint's own.
         max_new_tokens: of a coming answer, to refuse what cannot fit before anything is loaded.
+        access_token: for a repository of the Hub that asks for one.
 
     Raises:
         UserError: what is missing, broken or too large.
     """
-    directory = find(checkpoint_dir)
+    directory = located(checkpoint_dir, access_token)
     checkpoint = open_(directory)
     config = checkpoint.config
     dtype = checkpoint.dtype if precision is None else dtype_of(precision)
