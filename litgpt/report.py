@@ -74,7 +74,7 @@ class Bar(tqdm):
     ) -> None:
         stream = stream or sys.stdout
         self.moving, self.words, self._line = stream.isatty(), "", ""
-        far = ("{bar:24}  " if self.moving else "") + "{percentage:3.0f}%  {words}  ETA {remaining}"
+        far = ("{bar:12}  " if self.moving else "") + "{percentage:3.0f}%  {words}  ETA {remaining}"
         super().__init__(
             total=total or None,
             initial=done,

@@ -181,3 +181,11 @@ def test_a_long_prompt_does_not_hold_the_others_up(model, monkeypatch):
     assert longest <= 1
     assert first.new == alone(model, [1], sampling=GREEDY, max_new_tokens=20)
     assert second.new == alone(model, [7] * 30, sampling=GREEDY, max_new_tokens=3)
+
+
+def test_rows_that_no_token_has_are_neither_read_nor_drawn(model):
+    engine = Engine(model, n_tokens=10)
+    for seed in range(5):
+        assert max(engine.generate([1], Sampling(2.0, seed=seed), max_new_tokens=20)) < 10
+    with pytest.raises(InputError, match=r"token 128.*128 rows.*tokenizer"):
+        engine.submit([1, 128])

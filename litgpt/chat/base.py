@@ -49,9 +49,9 @@ def main(
         temperature: Flattens (above 1) or sharpens (below 1) the choice; 0 always takes the likeliest token.
         seed: Makes the conversation repeatable.
         prompt_style: A prompt style by name, instead of the checkpoint's own.
-        quantize: Weights in 4 or 8 bits.
+        quantize: Weights in 4 or 8 bits (not in this version yet).
         precision: 32-true, bf16-true or 16-true; by default what the files hold.
-        compile: Compile the model first.
+        compile: Compile the model first (not in this version yet).
         multiline: A message may have many lines; a line that says !submit sends it.
         access_token: For models of the hub that ask for one.
     """

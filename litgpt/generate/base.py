@@ -42,9 +42,9 @@ def main(
         stop: Texts at which an answer ends; they are not shown.
         seed: Makes the answers repeatable; sample i uses seed + i.
         prompt_style: A prompt style by name, instead of the checkpoint's own.
-        quantize: Weights in 4 or 8 bits.
+        quantize: Weights in 4 or 8 bits (not in this version yet).
         precision: 32-true, bf16-true or 16-true; by default what the files hold.
-        compile: Compile the model first.
+        compile: Compile the model first (not in this version yet).
     """
     # here, so that --help does not wait for torch
     from litgpt.generate.sampling import Sampling

@@ -65,12 +65,16 @@ class Engine:
         model: a GPT in its final place and precision.
         max_rows: sequences that run at once; further ones wait.
         max_len: prompt and answer together; None: the model's context length. The cache grows to what is asked for.
+        n_tokens: ids from here on are rows that no token has; they are never drawn. None: all rows are tokens.
     """
 
-    def __init__(self, model: GPT, max_rows: int = 1, max_len: int | None = None) -> None:
+    def __init__(
+        self, model: GPT, max_rows: int = 1, max_len: int | None = None, *, n_tokens: int | None = None
+    ) -> None:
         self.model = model
         self.max_rows = max_rows
         self.max_len = min(max_len or model.config.block_size, model.config.block_size)
+        self.n_tokens = n_tokens
         self.device = model.lm_head.weight.device
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []  # place in the list = row of the cache
@@ -92,6 +96,12 @@ class Engine:
         """
         if not len(ids):
             raise InputError("the prompt holds no tokens; give at least one (the beginning-of-text token will do)")
+        rows = len(self.model.lm_head.weight)
+        if max(ids) >= rows or min(ids) < 0:
+            raise InputError(
+                f"the prompt holds the token {max(ids)}, but the model has {rows} rows for tokens: the tokenizer is "
+                "another model's; put the right tokenizer's files into the checkpoint directory"
+            )
         if max_new_tokens < 0:
             raise InputError(f"max_new_tokens is {max_new_tokens}; it must be 0 or more")
         if len(ids) + max_new_tokens > self.max_len:
@@ -192,7 +202,7 @@ class Engine:
             positions = torch.arange(request.filled, view.span, device=self.device)
         logits = self.model(idx, positions, cache=view, last_only=True)
         request.filled += len(chunk)
-        return [] if request.unread else [self._take(request, request.sampler(logits[0, -1]))]
+        return [] if request.unread else [self._take(request, request.sampler(logits[0, -1, : self.n_tokens]))]
 
     def _decode(self) -> list[Event]:
         """One token more for every row; a row whose prompt is still being read takes one token of it."""
@@ -205,7 +215,7 @@ class Engine:
         positions = torch.tensor([[request.filled] for request in rows], device=self.device)
         logits = self.model(idx, positions, cache=view)
         events = []
-        for request, row_logits in zip(rows, logits[:, -1], strict=True):
+        for request, row_logits in zip(rows, logits[:, -1, : self.n_tokens], strict=True):
             request.filled += 1
             if not request.unread:
                 events.append(self._take(request, request.sampler(row_logits)))

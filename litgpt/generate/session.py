@@ -166,7 +166,7 @@ def load_session(
     estimate.require_fit(need, host.free_memory(), f"{config.name or directory}", "choose a smaller model or precision")
     device = torch.device(host.accelerator)
     model = load_model(checkpoint, device=device, dtype=dtype).eval()
-    return Session(config, Engine(model), tokenizer, style)
+    return Session(config, Engine(model, n_tokens=tokenizer.vocab_size), tokenizer, style)
 
 
 def dtype_of(precision: str) -> torch.dtype:
