@@ -54,4 +54,5 @@ def _move(recipe: Recipe, old: Key, new: Key) -> str:
     newer = recipe.get(new)
     if given.value is not None and (newer is None or newer.source < given.source):
         overlay(recipe, new, Given(_number(given.value), given.where, given.source))
-    return f"{given.where}: {'.'.join(old)} is now {'.'.join(k for k in new if k != 'init_args')}"
+    name = " and ".join(".".join(key) for key in BETAS) if old == ("train", "betas") else ".".join(old)
+    return f"{given.where}: {name} is now {'.'.join(k for k in new if k != 'init_args')}"
