@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from litgpt import families
-from litgpt.errors import InputError, InputTypeError, MissingError, near_miss
+from litgpt.errors import InputError, InputTypeError, MissingError, near_miss, shown
 from litgpt.families.tables import MOST_LAYERS, scaling_kind
 from litgpt.storage import read_json
 
@@ -28,6 +28,7 @@ CHOICES = {
     "gelu_approximate": ("none", "tanh"),
 }
 MAY_BE_ZERO = ("n_expert", "n_expert_per_token", "first_k_dense_replace", "n_shared_expert", "rotary_percentage")
+LARGEST = {"int": 2**40, "float": 1e15}  # beyond what any model has, and still exact in a float64
 LATENT_SIZES = ("q_lora_rank", "kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim")
 # fields that two descriptions of one model may differ in
 NAMING = ("name", "hf_config", "family", "vocab_size", "padding_multiple")
@@ -226,7 +227,10 @@ class Config:
         fields = _read_yaml(Path(path))
         with _said_of(str(path)):
             _check_keys({**fields, **overrides})
-            return cls(**{**_with_later_fields(_with_numbers(fields)), **overrides})
+            config = cls(**{**_with_later_fields(_with_numbers(fields)), **overrides})
+            if config.family and _written(config, families.family(config.family))[1]:
+                config.family = _infer_family(config)  # the saved one cannot say every switch
+            return config
 
     @classmethod
     def from_checkpoint(cls, directory: str | Path, **overrides: Any) -> Config:
@@ -272,11 +276,11 @@ FIELDS = {f.name: f for f in dataclasses.fields(Config)}
 def _check_keys(fields: Mapping[str, Any]) -> None:
     for name in fields:
         if name not in FIELDS:
-            raise InputError(f"'{name}' is not a field of Config{near_miss(str(name), FIELDS)}")
+            raise InputError(f"{shown(name)} is not a field of Config{near_miss(str(name), FIELDS)}")
 
 
 def _refuse(config: Config, name: str, must: str) -> InputError:
-    return InputError(f"{name} is {getattr(config, name)!r}, {must}")
+    return InputError(f"{name} is {shown(getattr(config, name))}, {must}")
 
 
 _KINDS: dict[str, tuple[Any, str]] = {
@@ -301,18 +305,22 @@ def _check_fields(config: Config) -> None:
             found = int(found)
             setattr(config, name, found)
         if not isinstance(found, types) or (isinstance(found, bool) and kind != "bool"):
-            raise InputTypeError(f"{name} is {found!r}, must be {words}")
+            raise InputTypeError(f"{name} is {shown(found)}, must be {words}")
         if kind in ("int", "float"):
-            _check_number(config, name, found, words)
+            _check_number(config, name, found, kind, words)
         if name in CHOICES and found not in CHOICES[name]:
             raise _refuse(config, name, f"must be one of {', '.join(CHOICES[name])}{near_miss(found, CHOICES[name])}")
 
 
-def _check_number(config: Config, name: str, found: float, words: str) -> None:
+def _check_number(config: Config, name: str, found: float, kind: str, words: str) -> None:
     least_ok = found >= 0 if name in MAY_BE_ZERO else found > 0
-    if not (least_ok and math.isfinite(found)):
+    if not (least_ok and found < math.inf):
         sign = "zero or a positive" if name in MAY_BE_ZERO else "a positive"
         raise _refuse(config, name, f"must be {sign} {words.split()[-1]}")
+    if found > LARGEST[kind]:
+        raise _refuse(
+            config, name, f"must be at most {LARGEST[kind]:g}" if kind == "float" else "must be at most 2**40"
+        )
 
 
 def _derive_sizes(config: Config) -> None:
@@ -340,7 +348,7 @@ def _check_attention(config: Config) -> None:
         raise _refuse(config, "n_query_groups", f"must divide n_head {config.n_head}")
     if config.shared_attention_norm and not config.parallel_residual:
         raise _refuse(config, "shared_attention_norm", "needs parallel_residual")
-    if config.sliding_window_size is not None:
+    if config.sliding_window_size is not None or config.sliding_window_indices is not None:
         config.sliding_window_indices = _per_layer(config, "sliding_window_indices")
     if config.latent_attention is not None:
         _check_latent(config, config.latent_attention)
@@ -355,8 +363,8 @@ def _check_latent(config: Config, sizes: dict[str, Any]) -> None:
     for name in LATENT_SIZES:
         size = sizes.setdefault(name, None) if name == "q_lora_rank" else sizes.get(name)
         absent_ok = size is None and name == "q_lora_rank"
-        if not absent_ok and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
-            raise InputError(f"latent_attention: {name} is {size!r}, must be a positive integer")
+        if not absent_ok and (not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= LARGEST["int"]):
+            raise InputError(f"latent_attention: {name} is {shown(size)}, must be a positive integer")
 
 
 def _per_layer(config: Config, name: str) -> list[int]:
@@ -377,7 +385,7 @@ def _check_rope(config: Config) -> None:
     if config.rope_n_elem % 2:
         of = "qk_rope_head_dim" if config.latent_attention else f"rotary_percentage of head_size {config.head_size}"
         raise InputError(f"{of} rotates {config.rope_n_elem} elements of a head, must be an even number")
-    if config.rope_local_base_freq is not None:
+    if config.rope_local_base_freq is not None or config.rope_indices is not None:
         config.rope_indices = _per_layer(config, "rope_indices")
     if config.rope_adjustments is not None:
         _check_adjustments(config, config.rope_adjustments)
@@ -388,19 +396,19 @@ def _check_adjustments(config: Config, adjustments: dict[str, Any]) -> None:
     for name, found in adjustments.items():
         if kind == "longrope" and name in ("short_factor", "long_factor"):
             if not isinstance(found, list) or not all(_is_positive(factor) for factor in found):
-                raise InputError(f"rope_adjustments: {name} is {found!r}, must be a list of positive numbers")
+                raise InputError(f"rope_adjustments: {name} is {shown(found)}, must be a list of positive numbers")
             if len(found) != config.rope_n_elem // 2:
                 wanted = config.rope_n_elem // 2
                 raise InputError(f"rope_adjustments: {name} has {len(found)} entries, must have {wanted}")
         elif name == "truncate":
             if not isinstance(found, bool):
-                raise InputError(f"rope_adjustments: truncate is {found!r}, must be true or false")
+                raise InputError(f"rope_adjustments: truncate is {shown(found)}, must be true or false")
         elif not _is_positive(found):
-            raise InputError(f"rope_adjustments: {name} is {found!r}, must be a positive number")
+            raise InputError(f"rope_adjustments: {name} is {shown(found)}, must be a positive number")
 
 
 def _is_positive(found: Any) -> bool:
-    return isinstance(found, int | float) and not isinstance(found, bool) and math.isfinite(found) and found > 0
+    return isinstance(found, int | float) and not isinstance(found, bool) and 0 < found <= LARGEST["float"]
 
 
 def _check_mlp(config: Config) -> None:
@@ -463,7 +471,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise MissingError(f"{path}: no such file; give a model_config.yaml") from None
-    except (UnicodeDecodeError, RecursionError, ValueError) as error:
+    except (RecursionError, ValueError, LookupError, AttributeError, TypeError) as error:  # what `!!bool q` raises, too
         raise InputError(f"{path}: is not YAML text: {error}") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)

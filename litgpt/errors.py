@@ -15,6 +15,9 @@ class UserError(Exception):
 
     exit_status = 2
 
+    def __str__(self) -> str:
+        return " ".join(line.strip() for line in super().__str__().splitlines())
+
 
 class InputError(UserError, ValueError):
     """A value in a file, an option or an argument cannot be used."""
@@ -46,10 +49,19 @@ def require_type(value: object, types: type | tuple[type, ...], argument: str, w
         raise InputTypeError(f"{argument} is of type {type(value).__name__}, must be {words}")
 
 
+def shown(value: object, most: int = 60) -> str:
+    """A value that the user gave, as errors print it: quoted, and cut where it is long."""
+    try:
+        text = repr(value[: most + 1] if isinstance(value, str) else value)
+    except ValueError:  # Python spells no whole number of more than some thousand digits
+        return "a number of thousands of digits"
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
 def near_miss(word: str, words: Iterable[str]) -> str:
     """`"; did you mean 'x'?"` for the word closest to `word`, ignoring case, or `""` when none is close."""
     by_lower = {w.lower(): w for w in words}
-    close = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(word[:100].lower(), by_lower, n=1, cutoff=0.6)
     return f"; did you mean '{by_lower[close[0]]}'?" if close else ""
 
 

@@ -13,7 +13,7 @@ from typing import Any, Union
 import yaml
 
 from litgpt.args import plain
-from litgpt.errors import InputError, UserError, near_miss
+from litgpt.errors import InputError, UserError, near_miss, shown
 from litgpt.recipe import Given, Key, Recipe, below, parse_value
 from litgpt.request import Request, place, require_known
 from litgpt.signature import (
@@ -52,8 +52,8 @@ def config_text(signature: Signature, request: Request) -> str:
     """All values that a run would use, as a YAML recipe; secrets are left out."""
     require_known(signature, request.recipe)
     config = {name: _config_value(signature, name, request.recipe) for name in signature.names}
-    shown = {name: plain(v) for name, v in config.items() if v is not REQUIRED and not name.endswith("token")}
-    return yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)
+    safe = {name: plain(v) for name, v in config.items() if v is not REQUIRED and not name.endswith("token")}
+    return yaml.safe_dump(safe, sort_keys=False, allow_unicode=True)
 
 
 def _config_value(signature: Signature, name: str, recipe: Recipe) -> Any:
@@ -96,6 +96,8 @@ def typed(kind: Any, given: Given, key: Key) -> Any:
     accepted = [t for t in alternatives(kind) if is_plain(t)]  # jsonargparse would import what a value names as a class
     if Any in accepted:
         return given.value
+    if _holds_zero(given.value):
+        raise InputError(f"{place(given, key)}: {shown(given.value)} holds a zero byte, which no text or path may")
     converter = jsonargparse.ArgumentParser(exit_on_error=False, add_help=False)
     converter.add_argument("--value", type=Union[tuple(accepted)])  # noqa: UP007
     value = _whole_number(given.value) if int in accepted and not {float, str} & {*accepted} else given.value
@@ -103,10 +105,15 @@ def typed(kind: Any, given: Given, key: Key) -> Any:
         if value == "" and Path in accepted:
             raise ValueError
         return converter.parse_object({"value": value}).value
-    except (jsonargparse.ArgumentError, TypeError, ValueError):
+    except (jsonargparse.ArgumentError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError):
         words = [str(word) for t in accepted for word in getattr(t, "__args__", ()) if isinstance(word, str)]
         close = near_miss(value, words) if isinstance(value, str) else ""
-        raise InputError(f"{place(given, key)}: {_shown(value)} is not {described(kind)}{close}") from None
+        raise InputError(f"{place(given, key)}: {shown(value)} is not {described(kind)}{close}") from None
+
+
+def _holds_zero(value: Any) -> bool:
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return (isinstance(value, str) and "\0" in value) or any(_holds_zero(v) for v in inside)
 
 
 def _whole_number(value: Any) -> Any:
@@ -132,7 +139,7 @@ def _whole_group(recipe: Recipe, name: str, default: Any) -> Any:
     if whole is None or whole.value == {}:
         return default
     if whole.value is not None:
-        raise InputError(f"{place(whole, (name,))}: {_shown(whole.value)} is not a mapping of keys")
+        raise InputError(f"{place(whole, (name,))}: {shown(whole.value)} is not a mapping of keys")
     return None
 
 
@@ -178,7 +185,7 @@ def _named_class(signature: Signature, name: str, recipe: Recipe) -> Given | Non
     """The class_path of a choice, as given or as the command has it; None where none is wanted."""
     choice, arguments, whole = signature.choices[name], below(recipe, (name,)), recipe.get((name,))
     if whole is not None and whole.value is not None:
-        raise InputError(f"{place(whole, (name,))}: {_shown(whole.value)} names no {choice.what}")
+        raise InputError(f"{place(whole, (name,))}: {shown(whole.value)} names no {choice.what}")
     named = recipe.get((name, "class_path"))
     if named is not None and named.value is not None:
         return named
@@ -235,8 +242,3 @@ def _nested(recipe: Recipe, keys: list[Key], top: Key) -> dict[str, Any]:
         value = recipe[key].value
         branch[key[-1]] = parse_value(value) if recipe[key].typed and isinstance(value, str) else value
     return tree
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

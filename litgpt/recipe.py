@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from litgpt.errors import InputError, MissingError, near_miss
+from litgpt.errors import InputError, MissingError, near_miss, shown
 
 Key = tuple[str, ...]  # ("train", "max_steps"): a dotted key, cut at its dots
 
@@ -103,7 +103,15 @@ def split(argv: Sequence[str], takes_value: Callable[[str, str], bool]) -> Words
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML in which 6e-5 is a number, as JSON and Python have it."""
+    """Safe YAML in which 6e-5 is a number, as JSON and Python have it, and a wrong value is always a ValueError."""
+
+    def construct_document(self, node: yaml.Node) -> Any:
+        try:
+            return super().construct_document(node)
+        except (LookupError, AttributeError, TypeError, ArithmeticError):  # of `!!bool q`, `!!float`, `!!timestamp x`
+            what = shown(node.value) if isinstance(node, yaml.ScalarNode) else "what it holds"
+            tag = node.tag.replace("tag:yaml.org,2002:", "!!")
+            raise ValueError(f"{what} is no value of the type {tag}") from None
 
 
 _Loader.add_implicit_resolver(
@@ -200,15 +208,17 @@ def _require_unique_keys(root: yaml.Node, location: str) -> None:
 
 
 def _read(path: Path) -> str:
+    if path.is_file() and path.stat().st_size > MAX_BYTES:
+        raise InputError(f"--config {path}: larger than {MAX_BYTES} bytes; that is no recipe")
     try:
-        if path.is_file() and path.stat().st_size > MAX_BYTES:
-            raise InputError(f"--config {path}: larger than {MAX_BYTES} bytes; that is no recipe")
-        return _decoded(path.read_bytes(), str(path))
+        content = path.read_bytes()
     except FileNotFoundError:
         names = os.listdir(path.parent) if path.parent.is_dir() else []
         raise MissingError(f"--config {path}: there is no such file{near_miss(path.name, names)}") from None
-    except OSError as e:
-        raise InputError(f"--config {path}: cannot be read: {e.strerror}") from None
+    except (OSError, ValueError) as e:  # the latter: a zero byte in the path
+        reason = getattr(e, "strerror", None) or e
+        raise InputError(f"--config {shown(str(path), 300)}: cannot be read: {reason}") from None
+    return _decoded(content, str(path))
 
 
 def _download(url: str) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from litgpt import legacy
-from litgpt.errors import InputError
+from litgpt.errors import InputError, shown
 from litgpt.recipe import Given, Key, Recipe, Words, leaves, overlay, parse_value, read_config, split
 from litgpt.signature import Signature, alternatives, described
 
@@ -78,7 +78,7 @@ def _spelled_out(signature: Signature, key: Key, given: Given) -> Iterable[tuple
         return [(_in_class(k), leaf) for k, leaf in leaves(key, given)]
     if key == (name,) and name in signature.groups and isinstance(value, str):
         if not Path(value).is_file():
-            raise InputError(f"{place(given, key)}: {value!r} is no mapping and no YAML file; write {name}.KEY")
+            raise InputError(f"{place(given, key)}: {shown(value)} is no mapping and no YAML file; write {name}.KEY")
         return [((name, *k), leaf) for k, leaf in read_config(value, given.source)]
     return leaves(key, given)
 
@@ -117,7 +117,9 @@ def _typed(signature: Signature, words: Words, source: int) -> Iterator[tuple[Ke
     if names and signature.takes_many(names[-1]) and len(alone) >= len(names):
         alone = [*alone[: len(names) - 1], alone[len(names) - 1 :]]
     if len(alone) > len(names):
-        raise InputError(f"'{alone[len(names)]}' stands alone; options are written --name value (--help shows them)")
+        raise InputError(
+            f"{shown(alone[len(names)])} stands alone; options are written --name value (--help shows them)"
+        )
     values.update({(name,): value for name, value in zip(names, alone, strict=False)})
     for key, value in values.items():
         yield key, Given(value, f"--{'.'.join(key)}", source)

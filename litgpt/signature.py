@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Union
 
-from litgpt.errors import InputError, near_miss
+from litgpt.errors import InputError, near_miss, one_line, shown
 from litgpt.recipe import Key
 
 REQUIRED: Any = inspect.Parameter.empty
@@ -58,13 +58,15 @@ class Choice:
         if module in ("", self.home) and short in names:
             return getattr(importlib.import_module(self.home), short)
         if module in ("", self.home) or module.partition(".")[0] in sys.stdlib_module_names:
-            raise InputError(f"{where}: '{name}' is no {self.what}{near_miss(short, names)} ({', '.join(names)})")
+            raise InputError(f"{where}: {shown(name)} is no {self.what}{near_miss(short, names)} ({', '.join(names)})")
         try:
             found = getattr(importlib.import_module(module), short)
-        except (ImportError, AttributeError) as e:
-            raise InputError(f"{where}: {self.what} '{name}' cannot be imported: {e}") from None
+        except (ImportError, AttributeError, TypeError, ValueError) as e:  # the last two: no name of a module, as ..x
+            raise InputError(f"{where}: {self.what} {shown(name)} cannot be imported: {one_line(e)[:200]}") from None
         if not _is_proper_subclass(found, getattr(importlib.import_module(self.home), self.base)):
-            raise InputError(f"{where}: '{name}' is no {self.what}; it must be a subclass of {self.home}.{self.base}")
+            raise InputError(
+                f"{where}: {shown(name)} is no {self.what}; it must be a subclass of {self.home}.{self.base}"
+            )
         return found
 
 

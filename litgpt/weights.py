@@ -137,6 +137,11 @@ def _bindings(config: Config, shapes: Shapes) -> list[Binding]:
                 if ours[0] in shapes:
                     plan.append(Binding(ours, theirs, equation.layout))
     bound = [name for binding in plan for name in binding.ours]
+    if nameless := [name for name in shapes if name not in bound]:
+        raise InputError(
+            f"the config's family '{config.family}' has no tensors {_first(nameless)}; "
+            "remove family from model_config.yaml, and it is found by the other fields"
+        )
     assert sorted(bound) == sorted(shapes), f"equations of {config.family}: {set(bound) ^ set(shapes) or 'twice'}"
     return plan
 

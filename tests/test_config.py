@@ -256,6 +256,14 @@ def saved(tmp_path, text: str):
         ("head_size: 7\nrotary_percentage: 1.0", r": rotary_percentage of head_size 7 rotates 7 elements"),
         ("latent_attention: {kv_lora_rank: 4}", r": latent_attention: qk_rope_head_dim is None, must be a positive"),
         ("latent_attention: {kv_lora_rang: 4}", r": latent_attention has the unknown key 'kv_lora_rang'; did you mean"),
+        ("n_layer: 2\nsliding_window_indices: [1]", r": sliding_window_indices has 1 entries, must have one"),
+        ("n_layer: 1\nrope_indices: [null]", r": rope_indices is \[None\], must hold 0 and 1 only"),
+        (f"n_shared_expert: {10**400}", r": n_shared_expert is 1000*\.\.\., must be at most 2\*\*40$"),
+        (f"rope_base: {10**30}", r": rope_base is 10+, must be at most 1e\+15"),
+        (f"clip_qkv: {10**30}", r": clip_qkv is 10+, must be at most 1e\+15"),
+        ("sliding_window_size: 1.0e+308", r": sliding_window_size is 10+.*, must be at most"),
+        (f"rope_adjustments: {{factor: {10**400}}}", r": rope_adjustments: factor is 10+"),
+        ("bias: !!bool q", r": is not YAML text"),
         ("- 1\n- 2", r": holds a list, must be a mapping of Config fields"),
         ("", r": is empty, must be a mapping of Config fields"),
         ("n_layer: 1\nbias: [", r":2: is not valid YAML"),
@@ -268,6 +276,11 @@ def test_a_wrong_model_config_is_one_line_that_names_file_and_field(tmp_path, te
         Config.from_file(path)
     assert str(raised.value).startswith(str(path))
     assert "\n" not in str(raised.value)
+
+
+def test_a_saved_family_that_cannot_say_every_switch_is_found_anew(tmp_path):
+    path = saved(tmp_path, "family: gpt_neox\nnorm_qk: true")
+    assert Config.from_file(path).family != "gpt_neox"
 
 
 def test_a_field_of_the_wrong_type_is_a_type_error_in_python():

@@ -150,6 +150,13 @@ def test_what_does_not_fit_is_counted_and_the_first_three_are_named():
         exported(config, {n: t for n, t in GPT(config).state_dict().items() if n != "transformer.wte.weight"})
 
 
+def test_a_family_without_a_name_for_every_tensor_is_refused():
+    config = shrunk("pythia-14m", norm_qk=True)
+    config.family = "gpt_neox"
+    with pytest.raises(InputError, match=r"family 'gpt_neox' has no tensors .*norm_q.*remove family"):
+        imported(config, {})
+
+
 # ------------------------------------------------------------------------------------------------------ tensor files
 
 
