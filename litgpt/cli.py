@@ -15,7 +15,7 @@ from typing import Any
 
 from litgpt import __version__
 from litgpt.commands import COMMANDS, SECTIONS
-from litgpt.errors import InputError, MachineError, UserError, is_out_of_memory, near_miss, one_line
+from litgpt.errors import InputError, MachineError, UserError, is_out_of_memory, near_miss, one_line, shown
 
 EXAMPLES = """\
 Examples:
@@ -31,6 +31,7 @@ FULL_OR_BROKEN = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBI
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit status; `litgpt.errors` says what the statuses mean."""
+    _open_streams()
     try:
         _run(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
@@ -46,6 +47,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         _settle_output()
         return _farewell(f"error: {one_line(mended)}", mended.exit_status)
     return 0
+
+
+def _open_streams() -> None:
+    """Stand in for streams that were closed (`>&-`), and let half a character become "?" in what is printed."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 (for the rest of the process)
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")
 
 
 def _run(argv: Sequence[str]) -> None:
@@ -93,7 +103,7 @@ def _function(action: str) -> Callable[..., Any]:
     if action not in COMMANDS:
         here = ", ".join(name for name, (target, _) in COMMANDS.items() if target)
         known = near_miss(action, COMMANDS) or f"; the actions are {here}"
-        raise InputError(f"'{action}' is no action{known} (litgpt --help shows all)")
+        raise InputError(f"{shown(action)} is no action{known} (litgpt --help shows all)")
     target, _ = COMMANDS[action]
     if target is None:
         raise InputError(f"'{action}' is not in this version yet; litgpt --help shows what is")

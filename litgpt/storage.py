@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from litgpt.errors import InputError, MachineError, MissingError, UserError
+from litgpt.errors import InputError, MachineError, MissingError, UserError, shown
 
 MANIFEST = "litgpt_manifest.json"
 FORMAT_VERSION = 1
@@ -253,7 +253,7 @@ def _read_manifest(path: Path) -> dict[str, tuple[int, str]]:
     require_version(manifest, path)
     try:
         return {name: (int(fact["size"]), str(fact["sha256"])) for name, fact in manifest["files"].items()}
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         raise InputError(f"{path} is damaged: every file needs a size and a sha256; {_AGAIN}") from None
 
 
@@ -272,13 +272,24 @@ def inside(directory: Path, name: str) -> Path:
 
     Links into the blobs of a Hugging Face cache, where a snapshot's files lie, are fine.
     """
+    if not _is_file_name(name):
+        raise InputError(f"{directory}: {shown(name)} is no name of a file and was not opened; {_AGAIN}")
     path = directory / name
     root, real = directory.resolve(), path.resolve()
     homes = [root, root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [root]
     lexical = Path(os.path.normpath(path)).is_relative_to(os.path.normpath(directory))
     if not lexical or not any(real.is_relative_to(home) for home in homes):
-        raise InputError(f"{directory}: {name!r} leads out of this directory and was not opened; put the file there")
+        raise InputError(
+            f"{directory}: {shown(name)} leads out of this directory and was not opened; put the file there"
+        )
     return path
+
+
+def _is_file_name(name: str) -> bool:
+    try:
+        return b"\0" not in os.fsencode(name)
+    except UnicodeEncodeError:  # half a character
+        return False
 
 
 def sha256(path: Path) -> str:

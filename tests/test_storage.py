@@ -244,6 +244,9 @@ def test_a_listed_file_that_is_missing_is_named_and_a_directory_without_manifest
         ({"format_version": 1, "files": {"a.safetensors": 5}}, "is damaged"),
         ({"format_version": 1, "files": {"../out.safetensors": {"size": 1, "sha256": ""}}}, "leads out"),
         ({"format_version": 1, "files": {"/etc/passwd.bin": {"size": 1, "sha256": ""}}}, "leads out"),
+        ({"format_version": 1, "files": {"a.safetensors": {"size": float("inf"), "sha256": ""}}}, "is damaged"),
+        ({"format_version": 1, "files": {"a\0.safetensors": {"size": 1, "sha256": ""}}}, "no name of a file"),
+        ({"format_version": 1, "files": {"\ud800.safetensors": {"size": 1, "sha256": ""}}}, "no name of a file"),
         ([], "expected an object"),
     ],
 )
