@@ -111,11 +111,13 @@ def main(
     )
     if overwrite and resume is not False:
         raise InputError("--resume and --overwrite contradict each other; give one of them")
+    run_state.put_back(job.out_dir)
     job.check_words(resume is not False)
     job.ready = job.opened_data()
     job.fit_to_data()
     if resume is not False and (done := run_state.finished(job.out_dir, resume)) and done.facts == job.facts():
-        print(f"the run in {job.out_dir} is already complete: {done.at.step} steps; nothing was changed")
+        place = run_state.named(job.out_dir, resume)
+        print(f"the run in {place} is already complete: {done.at.step} steps; nothing was changed")
         return
     job.resume_dir = run_state.resume_from(job.out_dir, resume)
     job.check_resume(resume is not False, [allow_change] if isinstance(allow_change, str) else allow_change or [])
@@ -180,6 +182,11 @@ class Job:
     @property
     def seq_length(self) -> int:
         return self.train.max_seq_length or self.config.block_size
+
+    @property
+    def continues_in_place(self) -> bool:
+        """Whether the run goes on in the directory where it stopped."""
+        return self.resume_dir is not None and self.resume_dir.resolve().parent == self.out_dir.resolve()
 
     def opened_data(self) -> DataModule:
         """The data module, connected and set up; what it prepares on disk is there once, however many ask.
@@ -324,7 +331,7 @@ class Job:
         resumed = self.resume_dir
         if resumed is None:
             run_state.require_kept(self.out_dir, self.initial_checkpoint_dir, self.tokenizer_dir)
-        elif resumed.resolve().parent != self.out_dir.resolve():
+        elif not self.continues_in_place:
             run_state.require_out_dir(self.out_dir, resume=False, overwrite=self.overwrite)
         begun = run_state.read_state(resumed) if resumed else run_state.finished(self.out_dir)
         if resuming and begun is not None:
@@ -460,22 +467,34 @@ def _announce(fabric: Fabric, job: Job, schedule: Schedule) -> None:
 
 def _open_out_dir(run: Run, job: Job) -> None:
     """Make the directory this run's, now that everything is built: rank 0's task."""
+    from litgpt import run_state
+
+    if run.fabric.is_global_zero:
+        if job.continues_in_place:
+            _start_records(run, job)
+            run_state.sweep(job.out_dir)
+            if job.train.keep_last:
+                run_state.prune(job.out_dir, job.train.keep_last, run.state.at.step)
+        else:
+            with run_state.replacing(job.out_dir):
+                _start_records(run, job)
+    run.fabric.barrier()
+
+
+def _start_records(run: Run, job: Job) -> None:
+    """Open all that the run writes to beside its weights, the one that may refuse first."""
     import yaml
 
     from litgpt import launch, report, run_state, storage
 
-    if run.fabric.is_global_zero:
-        if job.resume_dir is None:
-            run_state.clear(job.out_dir)
-        job.out_dir.mkdir(parents=True, exist_ok=True)
-        with storage.atomic_file(job.out_dir / "hyperparameters.yaml") as file:
-            file.write_text(yaml.safe_dump(job.hyperparameters, sort_keys=False))
-        logged = None if job.resume_dir is None else run.state.logged
-        run.metrics = report.Metrics(job.out_dir / run_state.LOGS / "metrics.csv", logged)
-        run.tracker = launch.tracker(job.logger_name, job.out_dir, job.log)
-        if run.tracker is not None:
-            run.tracker.log_hyperparams(job.hyperparameters)
-    run.fabric.barrier()
+    tracker = launch.tracker(job.logger_name, job.out_dir, job.log)
+    if tracker is not None:
+        tracker.log_hyperparams(job.hyperparameters)
+    run.tracker = tracker
+    logged = None if job.resume_dir is None else run.state.logged
+    run.metrics = report.Metrics(job.out_dir / run_state.LOGS / "metrics.csv", logged)
+    with storage.atomic_file(job.out_dir / "hyperparameters.yaml") as file:
+        file.write_text(yaml.safe_dump(job.hyperparameters, sort_keys=False))
 
 
 def _conclude(run: Run, job: Job) -> None:

@@ -9,10 +9,13 @@ out_dir/
 
 from __future__ import annotations
 
+import math
+import os
 import random
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,9 +26,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from litgpt import checkpoint, storage
-from litgpt.errors import InputError, MissingError
+from litgpt.errors import InputError, MissingError, UserError
 
 FINAL, LOGS = "final", "logs"
+MOVING, ASIDE, GONE = ".replaced.part", ".replaced", ".replaced.gone"  # a run while another one takes its place
 STEP = re.compile(r"step-\d{8,}")
 
 
@@ -56,13 +60,54 @@ class RunState:
 
 
 def read_state(directory: Path) -> RunState:
-    """The state in a checkpoint; InputError when a newer release wrote it or a key is missing."""
+    """The state in a checkpoint; InputError when a newer release wrote it or a field is not what a run writes."""
     content = checkpoint.read_run_state(directory)
-    try:
-        values = {name: content[name] for name in RunState.__dataclass_fields__}
-        return RunState(**{**values, "at": Counters(**content["at"])})
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{directory} holds no run's state: {error} is missing; resume from another one") from None
+    place = directory / checkpoint.TRAINING_STATE / checkpoint.RUN_STATE
+    for path, fits in _FIELDS.items():
+        value: Any = content
+        for key in path.split("."):
+            if not isinstance(value, dict) or key not in value:
+                raise InputError(f"{place}: {path} is missing; resume from another checkpoint")
+            value = value[key]
+        if not fits(value):
+            raise InputError(f"{place}: {path} is {value!r}, which no run writes; resume from another checkpoint")
+    values = {name: content[name] for name in RunState.__dataclass_fields__}
+    counters = {name: content["at"][name] for name in Counters.__dataclass_fields__}
+    return RunState(**{**values, "at": Counters(**counters)})
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_time(value: Any) -> bool:
+    return _is_count(value) or (isinstance(value, float) and 0 <= value < math.inf)
+
+
+def _is_place(value: Any) -> bool:
+    """Whether a loader can have said this of where it stands: in counts."""
+    return isinstance(value, dict) and bool(value) and all(map(_is_count, value.values()))
+
+
+def _is_row(value: Any) -> bool:
+    return value is None or (
+        isinstance(value, dict)
+        and all(_is_count(value.get(name)) for name in ("step", "tokens"))
+        and _is_time(value.get("seconds"))
+    )
+
+
+_FIELDS: dict[str, Callable[[Any], bool]] = {
+    "at": lambda value: isinstance(value, dict),
+    "at.step": _is_count,
+    "at.tokens": _is_count,
+    "at.seconds": _is_time,
+    "at.skipped": _is_count,
+    "data": _is_place,
+    "pending": _is_row,
+    "facts": lambda value: isinstance(value, dict),
+    "complete": lambda value: isinstance(value, bool),
+}
 
 
 def write_mark(directory: Path, state: RunState) -> None:
@@ -163,13 +208,35 @@ def resume_from(out_dir: Path, resume: bool | str | Path) -> Path | None:
         return None
     if resume is True or resume == "auto":
         newest = checkpoint.latest(out_dir)
-        if newest is None and resume is True:
-            raise MissingError(
-                f"out_dir {out_dir} holds no checkpoint to resume from; give another out_dir, or --resume auto to "
-                "start a new run when there is none"
-            )
+        if newest is None and not finished(out_dir):
+            _require_nothing_to_lose(out_dir)
+            if resume is True:
+                raise MissingError(
+                    f"out_dir {out_dir} holds no checkpoint to resume from; give another out_dir, or --resume auto to "
+                    "start a new run when there is none"
+                )
         return newest
     return _checkpoint_at(Path(resume))
+
+
+def _require_nothing_to_lose(out_dir: Path) -> None:
+    """Refuse to begin again where weights lie from which no run can go on; the log of a run without any is no loss."""
+    weights = [path for path in _leavings(out_dir) if path.name == FINAL or STEP.fullmatch(path.name)]
+    if weights:
+        named = ", ".join(path.name for path in weights[:3]) + (f" and {len(weights) - 3} more" if weights[3:] else "")
+        raise InputError(
+            f"out_dir {out_dir} holds {named}, and no run can go on from there: {_fault(weights[-1])}; replace the run "
+            "with --overwrite true instead of --resume, or choose another out_dir"
+        )
+
+
+def _fault(directory: Path) -> str:
+    try:
+        storage.verify(directory, full=True)
+        read_state(directory)
+    except UserError as error:
+        return str(error)
+    return f"{directory} is a finished model"
 
 
 def _checkpoint_at(path: Path) -> Path:
@@ -190,9 +257,15 @@ def _has_state(directory: Path) -> bool:
 
 def finished(out_dir: Path, resume: bool | str | Path = True) -> RunState | None:
     """The last state of the run that ended in `out_dir`, or in the `final/` that `resume` names, if one did."""
-    named = Path(resume) if isinstance(resume, str | Path) and resume != "auto" else out_dir / FINAL
-    state = read_state(named) if _has_state(named) else None
+    place = named(out_dir, resume)
+    place = out_dir / FINAL if place == out_dir else place
+    state = read_state(place) if _has_state(place) else None
     return state if state is not None and state.complete else None
+
+
+def named(out_dir: Path, resume: bool | str | Path) -> Path:
+    """The place that `--resume` speaks of: `out_dir`, unless it is a path."""
+    return Path(resume) if isinstance(resume, str | Path) and resume != "auto" else out_dir
 
 
 def require_resumable(state: RunState, directory: Path) -> None:
@@ -224,10 +297,47 @@ def _exists(path: Path) -> bool:
         raise InputError(f"out_dir {path} cannot be used: {error.strerror}; choose another out_dir") from error
 
 
-def clear(out_dir: Path) -> None:
-    """Remove what another run left in `out_dir`, and nothing else that lies there."""
+@contextmanager
+def replacing(out_dir: Path) -> Iterator[None]:
+    """Set aside what another run left in `out_dir` while a new one starts there; a start that fails changes nothing.
+
+    Nothing else that lies there is touched.
+    """
+    made = [place for place in (out_dir, *out_dir.absolute().parents) if not place.exists()]
+    out_dir.mkdir(parents=True, exist_ok=True)
+    put_back(out_dir)
+    _set_aside(out_dir)
+    try:
+        yield
+    except BaseException:
+        put_back(out_dir)
+        for place in made:
+            with suppress(OSError):  # not ours alone
+                place.rmdir()
+        raise
+    (out_dir / ASIDE).rename(out_dir / GONE)  # from here on the new run is the one that counts
+    sweep(out_dir)
+
+
+def _set_aside(out_dir: Path) -> None:
+    moving = out_dir / MOVING
+    moving.mkdir()
     for path in _leavings(out_dir):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        path.rename(moving / path.name)
+    moving.rename(out_dir / ASIDE)  # under this name it is whole
+
+
+def put_back(out_dir: Path) -> None:
+    """Undo a start that failed or was killed: the run before it is in its place again."""
+    aside, moving = out_dir / ASIDE, out_dir / MOVING
+    if os.path.isdir(aside):  # unlike pathlib's, it takes any name
+        for path in _leavings(out_dir):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        aside.rename(moving)
+    if os.path.isdir(moving):
+        for path in moving.iterdir():
+            path.rename(out_dir / path.name)
+        moving.rmdir()
 
 
 def require_kept(out_dir: Path, *needed: Path | None) -> None:
@@ -244,10 +354,16 @@ def _leavings(out_dir: Path) -> list[Path]:
     return [path for path in sorted(out_dir.iterdir()) if path.name in ours or STEP.fullmatch(path.name)]
 
 
-def prune(out_dir: Path, keep: int) -> None:
-    """Remove the oldest step checkpoints, so that `keep` remain."""
+def prune(out_dir: Path, keep: int, newest: int) -> None:
+    """Remove the oldest step checkpoints, so that `keep` remain of those up to step `newest`; later ones are strays."""
     steps = sorted(path for path in out_dir.iterdir() if path.is_dir() and STEP.fullmatch(path.name))
-    for path in steps[:-keep]:
+    for path in [path for path in steps if int(path.name.removeprefix("step-")) <= newest][:-keep]:
         path.rename(path.with_name(f".{path.name}.gone"))  # no half-removed directory bears a checkpoint's name
-    for path in out_dir.glob(".step-*.gone"):
-        shutil.rmtree(path)
+    sweep(out_dir)
+
+
+def sweep(out_dir: Path) -> None:
+    """Finish removals that a kill interrupted."""
+    for path in (*out_dir.glob(".step-*.gone"), out_dir / GONE):
+        if path.is_dir():
+            shutil.rmtree(path)

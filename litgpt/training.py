@@ -27,7 +27,7 @@ from torch.optim import Optimizer
 from litgpt import checkpoint, run_state
 from litgpt.args import EvalArgs, TrainArgs, due
 from litgpt.data.base import IGNORE, Batch, Loader, StatefulLoader
-from litgpt.errors import DivergedError
+from litgpt.errors import DivergedError, InputError
 from litgpt.report import Metrics, Progress
 from litgpt.run_state import FINAL, RunState
 
@@ -316,13 +316,18 @@ def _save_step(run: Run) -> None:
     )
     run.saved_step = step
     if run.train.keep_last and run.fabric.is_global_zero:
-        run_state.prune(run.out_dir, run.train.keep_last)
+        run_state.prune(run.out_dir, run.train.keep_last, step)
 
 
 def restore(run: Run, directory: Path) -> None:
     """Bring a run, whose model already has the weights of `directory`, to where that checkpoint was written."""
     run.state = replace(run_state.read_state(directory), facts=run.state.facts)
-    run.train_loader.load_state_dict(run.state.data)
+    try:
+        run.train_loader.load_state_dict(run.state.data)
+    except KeyError as error:
+        raise InputError(
+            f"{directory}: data.{error.args[0]} is missing in its run state; resume from another"
+        ) from None
     rng, tensors = f"rng.{run.fabric.global_rank}.", checkpoint.load_training_state(directory)
     optimizer = {name.removeprefix("optimizer."): t for name, t in tensors.items() if name.startswith("optimizer.")}
     run_state.load_optimizer(run.bare, run.optimizer, optimizer)
@@ -377,8 +382,8 @@ def _stop_signals() -> Iterator[Stop]:
 
 def _heed(run: Run, stop: Stop) -> None:
     """Stop here if any rank got a signal."""
-    stop.number = _agree(run, stop.number)
-    if stop.number:
+    if agreed := _agree(run, stop.number):  # a signal that came meanwhile is not lost: the next look finds it
+        stop.number = agreed
         raise _Stopped
 
 

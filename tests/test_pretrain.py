@@ -137,6 +137,29 @@ def test_intervals_of_zero_are_off(folder: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "run").iterdir() if path.is_dir()) == ["final", "logs"]
 
 
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_a_start_that_is_refused_leaves_the_directory_as_it_was(
+    overwrite: bool, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(name: str, out_dir: Path, log: LogArgs) -> None:
+        (out_dir / "logs" / "begun").mkdir(parents=True)
+        raise InputError("the tracker cannot start")
+
+    out_dir = tmp_path / "some" / "run"
+    if overwrite:
+        (out_dir / "final").mkdir(parents=True)
+        (out_dir / "final" / "weights").write_text("of days")
+    before = sorted(tmp_path.rglob("*"))
+    with monkeypatch.context() as patch:
+        patch.setattr("litgpt.launch.tracker", refuse)
+        with pytest.raises(InputError, match="tracker"):
+            runs.run(folder, out_dir, train=SHORT, overwrite=overwrite)
+    assert sorted(tmp_path.rglob("*")) == before
+    runs.run(folder, out_dir, train=SHORT, overwrite=overwrite)
+    assert {path.name for path in out_dir.iterdir()} >= {"final", "logs", "hyperparameters.yaml"}
+    assert not [path for path in out_dir.iterdir() if path.name.startswith(".")]
+
+
 # From a checkpoint ----------------------------------------------------------------------------------------------------
 
 

@@ -107,6 +107,40 @@ def test_a_flipped_bit_in_the_checkpoint_to_resume_from_is_named(
         runs.run(folder, out_dir, resume=True)
 
 
+def files(directory: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("left", ["final", "step-00000004"])
+@pytest.mark.parametrize("resume", ["auto", True])
+def test_weights_that_no_run_can_go_on_from_are_never_replaced_by_resuming(
+    left: str, resume: str | bool, folder: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(undisturbed / left, tmp_path / left)
+    shutil.rmtree(tmp_path / left / "training_state")
+    before = files(tmp_path)
+    with pytest.raises(InputError, match=rf"{left}.*--overwrite true.*another out_dir"):
+        runs.run(folder, tmp_path, resume=resume)
+    assert files(tmp_path) == before
+
+
+def test_a_start_that_was_killed_while_it_replaced_a_run_is_undone(tmp_path: Path) -> None:
+    for kept in (".replaced.part", ".replaced"):
+        out_dir = tmp_path / kept[1:]
+        (out_dir / kept / "final").mkdir(parents=True)
+        (out_dir / "logs").mkdir()
+        run_state.put_back(out_dir)
+        there = {path.name for path in out_dir.iterdir()}
+        assert there == ({"final"} if kept == ".replaced" else {"final", "logs"})
+
+
+def test_pruning_keeps_the_newest_of_this_run_and_sweeps_up(tmp_path: Path) -> None:
+    for name in ("step-00000004", "step-00000008", "step-00000012", ".step-00000002.gone"):
+        (tmp_path / name).mkdir()
+    run_state.prune(tmp_path, 1, newest=8)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000008", "step-00000012"]
+
+
 def test_resume_without_a_checkpoint_is_refused_and_auto_starts_anew(folder: Path, tmp_path: Path) -> None:
     out_dir = tmp_path / "empty"
     with pytest.raises(MissingError, match=r"out_dir .*empty.*--resume auto"):
@@ -169,6 +203,30 @@ def test_the_state_of_a_newer_release_is_refused(folder: Path, undisturbed: Path
     state = step / "training_state" / "run_state.json"
     state.write_text(json.dumps(json.loads(state.read_text()) | {"format_version": 999}))
     with pytest.raises(UserError, match="999"):
+        run_state.read_state(step)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"facts": []}, "facts"),
+        ({"data": {}}, "data"),
+        ({"data": {"epoch": -1, "sample": 0}}, "data"),
+        ({"pending": 5}, "pending"),
+        ({"at": {"step": "x", "tokens": 0, "seconds": 0, "skipped": 0}}, r"at\.step"),
+        ({"at": {"step": -3, "tokens": 0, "seconds": 0, "skipped": 0}}, r"at\.step"),
+        ({"at": {"step": 3}}, r"at\.tokens"),
+        ({"complete": "no"}, "complete"),
+    ],
+)
+def test_a_state_edited_by_hand_is_refused_with_its_file_and_field(
+    changes: dict, field: str, undisturbed: Path, tmp_path: Path
+) -> None:
+    step = tmp_path / "step-00000004"
+    shutil.copytree(undisturbed / "step-00000004", step)
+    state = step / "training_state" / "run_state.json"
+    state.write_text(json.dumps(json.loads(state.read_text()) | changes))
+    with pytest.raises(InputError, match=rf"run_state\.json: {field} is "):
         run_state.read_state(step)
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from litgpt import checkpoint, optimizers
+from litgpt import checkpoint, optimizers, training
 from litgpt.args import EvalArgs, TrainArgs
 from litgpt.data.base import IGNORE, Batch, DataModule, Loader, StatefulLoader
 from litgpt.data.loader import TrainLoader, ValLoader
@@ -341,3 +341,15 @@ def test_an_optimizer_tells_how_much_it_keeps(name: str, states: int) -> None:
 def test_any_optimizer_of_torch_trains(name: str, tmp_path: Path) -> None:
     runs.run(tmp_path, tmp_path / "run", data=Ragged(), optimizer=name, train=cut(8))
     assert (tmp_path / "run" / "final" / "model.safetensors").is_file()
+
+
+def test_a_signal_that_comes_while_the_ranks_agree_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    stop = training.Stop()
+
+    def agree(run: Any, value: int) -> int:
+        stop.ask(signal.SIGTERM, None)
+        return value
+
+    monkeypatch.setattr(training, "_agree", agree)
+    training._heed(None, stop)  # type: ignore[arg-type]
+    assert stop.number == signal.SIGTERM
