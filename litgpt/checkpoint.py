@@ -47,6 +47,7 @@ WEIGHTS = ("model.safetensors", weights.INDEX, "lit_model.pth", "pytorch_model.b
 TRAINING_STATE, RUN_STATE = "training_state", "run_state.json"
 _HOW = "`litgpt download ORG/NAME` and `litgpt pretrain` make whole checkpoint directories"
 _BUCKET_BYTES = 1 << 28
+SCALE = "_scale_inv"  # beside a weight in 8-bit floats: a factor for each block of it (DeepSeek-V3)
 
 
 # ------------------------------------------------------------------------------------------------------------ finding
@@ -112,14 +113,16 @@ class Checkpoint:
     config: Config
     kind: str  # "hf" or "litgpt": whose tensor names the files use
     files: tuple[weights.TensorFile, ...]
+    block: tuple[int, int] = (128, 128)  # of the factors of weights in 8-bit floats
 
     @property
     def dtype(self) -> torch.dtype:
-        """That of most of the weights."""
+        """That of most of the weights; bf16 where they are stored in 8 bits."""
         sizes: dict[torch.dtype, int] = {}
         for entry in self._entries().values():
             if entry.dtype.is_floating_point:
-                sizes[entry.dtype] = sizes.get(entry.dtype, 0) + entry.nbytes
+                dtype = entry.dtype if entry.dtype.itemsize > 1 else torch.bfloat16
+                sizes[dtype] = sizes.get(dtype, 0) + entry.nbytes
         return max(sizes, key=lambda dtype: sizes[dtype], default=torch.float32)
 
     def tensors(self, dtype: torch.dtype | None = None, *, writable: bool = False) -> Iterator[tuple[str, Tensor]]:
@@ -139,13 +142,28 @@ class Checkpoint:
             # a router's correction bias is no parameter: it keeps its precision
             is_cast = name.endswith((".weight", ".bias"))
             wanted = dtype if dtype is not None and is_cast else there
+            if name + SCALE in home:
+                scale = home[name + SCALE].fetch(name + SCALE)
+                return _scaled(home[name].fetch(name), scale, self.block, dtype or self.dtype)
             return home[name].read(name, wanted) if writable or wanted != there else home[name].fetch(name)
 
         found = {name: entry.shape for name, entry in self._entries().items()}
         return weights.import_(self.config, found, fetch, kind=self.kind, where=self.dir)
 
     def _entries(self) -> dict[str, Entry]:
-        return {name: entry for file in self.files for name, entry in file.entries.items()}
+        entries = {name: entry for file in self.files for name, entry in file.entries.items()}
+        return {
+            name: entry
+            for name, entry in entries.items()
+            if name.removesuffix(SCALE) not in entries or SCALE not in name
+        }
+
+
+def _scaled(weight: Tensor, scale: Tensor, block: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    """A weight (R, C) stored in 8-bit floats, with a factor (ceil(R / rows), ceil(C / columns)) for each block."""
+    for dim, (size, length) in enumerate(zip(block, weight.shape, strict=True)):
+        scale = scale.repeat_interleave(size, dim).narrow(dim, 0, length)
+    return (weight.float() * scale).to(dtype)
 
 
 def open_(directory: str | Path) -> Checkpoint:
@@ -162,7 +180,15 @@ def open_(directory: str | Path) -> Checkpoint:
         raise MissingError(f"{directory}: config.json is missing{_result_below(directory)}; {_HOW}") from None
     paths = _weight_files(directory)
     kind = "litgpt" if paths[0].name == "lit_model.pth" or not config.family else "hf"
-    return Checkpoint(directory, config, kind, tuple(weights.open_file(path) for path in paths))
+    return Checkpoint(directory, config, kind, tuple(weights.open_file(path) for path in paths), _block(directory))
+
+
+def _block(directory: Path) -> tuple[int, int]:
+    """The blocks of weights in 8-bit floats."""
+    config = directory / "config.json"
+    quantized = (read_json(config) if config.is_file() else {}).get("quantization_config") or {}
+    rows, columns = quantized.get("weight_block_size") or Checkpoint.block
+    return int(rows), int(columns)
 
 
 def load_model(

@@ -18,8 +18,8 @@ import yaml
 
 from litgpt import families
 from litgpt.errors import InputError, InputTypeError, MissingError, near_miss, shown
-from litgpt.families.tables import MOST_LAYERS, scaling_kind
-from litgpt.storage import read_json
+from litgpt.families.tables import MOST_LAYERS, scaling_kind, value
+from litgpt.storage import inside, read_json
 
 CHOICES = {
     "norm_class_name": ("LayerNorm", "RMSNorm"),
@@ -236,7 +236,7 @@ class Config:
     def from_checkpoint(cls, directory: str | Path, **overrides: Any) -> Config:
         """From the config files of a checkpoint directory: config.json decides, model_config.yaml adds the name."""
         directory = Path(directory)
-        hf, own = directory / "config.json", directory / "model_config.yaml"
+        hf, own, _ = (inside(directory, n) for n in ("config.json", "model_config.yaml", "generation_config.json"))
         if hf.is_file():
             beside = _from_beside(cls.from_hf(hf), own) if own.is_file() else {"name": directory.resolve().name}
             return cls.from_hf(hf, **{**beside, **overrides})
@@ -486,8 +486,12 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 def _fields_from_hf(hf: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     if not isinstance(hf.get("model_type"), str):
         raise InputError("model_type is missing, must name the family of the model")
-    if hf.get("quantization_config") is not None:
-        raise InputError("quantization_config: quantized weights are not supported; use the unquantized checkpoint")
+    quantized = value(hf, "quantization_config", dict, {})
+    if quantized and quantized.get("quant_method") != "fp8":  # 8-bit floats are read: checkpoint.py
+        raise InputError(
+            f"quantization_config: weights quantized with {quantized.get('quant_method')!r} are not read (only 'fp8'); "
+            "take the repository with the original weights"
+        )
     family = families.by_model_type(hf["model_type"])
     fields = {**family.traits, **family.from_hf(hf)}
     return {"vocab_size": fields["padded_vocab_size"], **fields}, family.name

@@ -703,3 +703,38 @@ def test_a_newest_step_with_a_flipped_bit_is_passed_over(tmp_path, capsys):
     file.write_bytes(content)
     assert checkpoint.latest(tmp_path) == tmp_path / "step-00000001"
     assert "step-00000002" in capsys.readouterr().err
+
+
+def test_weights_in_8_bit_floats_are_multiplied_by_the_factors_of_their_blocks(tmp_path):
+    """As DeepSeek-V3 and R1 lie on the Hub."""
+    directory = make_hf_checkpoint(tmp_path / "T", CONFIGS["deepseek_v3"])
+    tensors, truth = load_file(directory / "model.safetensors"), {}
+    for name, tensor in list(tensors.items()):
+        if tensor.dim() == 2 and "layers" in name and "gate.weight" not in name:
+            rows, columns = (-(-n // 20) for n in tensor.shape)
+            scale = torch.rand(rows, columns) + 0.5
+            whole = scale.repeat_interleave(20, 0)[: len(tensor)].repeat_interleave(20, 1)[:, : tensor.size(1)]
+            tensors[name] = (tensor / whole).to(torch.float8_e4m3fn)
+            tensors[name + "_scale_inv"] = scale
+            truth[name] = tensors[name].float() * whole
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    edit_json(directory / "config.json", quantization_config={"quant_method": "fp8", "weight_block_size": [20, 20]})
+
+    opened = checkpoint.open_(directory)
+    exported = dict(weights.export(*_as_found(checkpoint.load_model(opened, dtype=torch.float32))))
+
+    assert opened.dtype == torch.bfloat16 or opened.dtype == torch.float32
+    for name, tensor in truth.items():
+        torch.testing.assert_close(exported[name], tensor)
+
+
+def _as_found(model):
+    state = model.state_dict()
+    return model.config, {name: t.shape for name, t in state.items()}, state.__getitem__
+
+
+def test_weights_quantized_otherwise_are_refused_by_name(tmp_path):
+    directory = make_hf_checkpoint(tmp_path / "T", "pythia-14m")
+    edit_json(directory / "config.json", quantization_config={"quant_method": "gptq", "bits": 4})
+    with pytest.raises(InputError, match="gptq"):
+        checkpoint.open_(directory)

@@ -172,7 +172,7 @@ def test_the_first_falcon_files_say_it_with_their_model_type():
         ({"model_type": "gemma2", "layer_types": ["chunked_attention"] * 3}, "layer_types holds 'chunked_attention'"),
         ({"model_type": "mistral", "layer_types": ["full_attention"] * 3}, "layer_types has full layers"),
         ({**DEEPSEEK, "scoring_func": "softmax"}, "scoring_func is 'softmax'"),
-        ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config.*gptq"),
         ({"hidden_size": None}, "hidden_size is missing"),
         ({"hidden_size": "wide"}, "hidden_size is 'wide', must be a number"),
         ({"num_hidden_layers": 10**12}, "num_hidden_layers is 1000000000000, must be at most"),
