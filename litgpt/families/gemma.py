@@ -131,7 +131,7 @@ def sandwich_to_hf(fields: Fields) -> dict[str, Any]:
     return {
         **write_rope(fields),
         "hidden_activation": "gelu_pytorch_tanh",
-        "query_pre_attn_scalar": fields["attention_scores_scalar"] or fields["head_size"],
+        "query_pre_attn_scalar": whole(fields["attention_scores_scalar"] or fields["head_size"]),
         "attn_logit_softcapping": real(fields["attention_logit_softcapping"]),
         "final_logit_softcapping": real(fields["final_logit_softcapping"]),
         "sliding_window": fields["sliding_window_size"],
