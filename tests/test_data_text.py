@@ -177,6 +177,20 @@ def test_a_row_that_is_no_text_is_named_with_its_line_and_key(tmp_path, row, sai
     assert said in line
 
 
+def test_rows_without_the_key_are_counted_and_the_option_is_named(tmp_path):
+    line = refusal(write(tmp_path / "a.jsonl", '{"text": "x"}\n' + '{"body": "y"}\n' * 8 + "[\n"))
+    assert "row 2 has no key 'text'; it has 'body' (nor have 7 of the next" in line
+    assert "--data.text_key" in line
+    assert len(refusal(write(tmp_path / "b.jsonl", json.dumps({"x" * 9_000: 1})))) < 400
+
+
+def test_a_pipe_is_passed_over_in_a_folder_and_refused_by_itself(tmp_path):
+    write(tmp_path / "a.txt", "x")
+    os.mkfifo(tmp_path / "b.txt")
+    assert documents(tmp_path) == ["x"]
+    assert "b.txt: a pipe, socket or device" in refusal(tmp_path / "b.txt")
+
+
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
 def test_a_compressed_file_that_is_cut_short_or_damaged_is_named(tmp_path, suffix):
     pack = {".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}[suffix]

@@ -7,24 +7,27 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from litgpt.errors import InputError, MachineError, MissingError, extra_missing
+from litgpt.errors import InputError, MachineError, MissingError, extra_missing, shown
 
 KINDS = (".txt", ".md", ".jsonl")
 EXPECTED = ".txt, .md or .jsonl files, each also as .gz or .zst"
 
 _BOM = "\ufeff"
 _READ_BYTES = 1 << 18
+_ROWS_COUNTED = 1000  # rows after the first bad one of which an error says how many are bad too
 
 
 def text_files(paths: Path | str | Sequence[Path | str]) -> list[Path]:
     """The text files among `paths`: files as given, folders searched to the bottom; sorted, each once.
 
-    In folders, hidden files and folders (`.git`, `.cache`) and other suffixes are passed over.
+    In folders, hidden files and folders (`.git`, `.cache`), other suffixes, pipes, sockets and devices are passed over.
     Raises MissingError for a path that is not there, InputError for one that holds no text.
     """
     several = [paths] if isinstance(paths, (str, Path)) else list(paths)
@@ -55,7 +58,16 @@ def _found_under(path: Path) -> list[Path]:
         raise MissingError(f"{path}: no such file or folder; expected {EXPECTED}")
     if _kind(path) is None:
         raise InputError(f"{path}: not a kind of text file that is read; expected {EXPECTED}")
+    if _is_special(path):
+        raise InputError(f"{path}: a pipe, socket or device, which is read only once; copy what it gives into a file")
     return [path]
+
+
+def _is_special(path: Path) -> bool:
+    try:
+        return not stat.S_ISREG(path.stat().st_mode)
+    except OSError:  # a link to nowhere: refused when it is opened
+        return False
 
 
 def _search(folder: Path) -> list[Path]:
@@ -64,7 +76,7 @@ def _search(folder: Path) -> list[Path]:
     for parent, folders, names in os.walk(folder, onerror=_raise_unreadable):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for path in (Path(parent, name) for name in names if not name.startswith(".")):
-            (others if _kind(path) is None else found).append(path)
+            (others if _kind(path) is None or _is_special(path) else found).append(path)
     if not found:
         raise InputError(f"{folder}: no text in this folder; expected {EXPECTED}; found {_summary(others)}")
     return found
@@ -107,15 +119,20 @@ def _whole(chunks: Iterator[bytes], file: Path) -> Iterator[str]:
 
 def _rows(chunks: Iterator[bytes], file: Path, key: str) -> Iterator[str]:
     offset = 0
-    for number, line in enumerate(_lines(chunks), start=1):
+    lines = _lines(chunks)
+    for number, line in enumerate(lines, start=1):
         where = f"{file}:{number}"
-        row = _decode(line, where, offset).strip(_BOM)
-        if row.strip():
+        text = _decode(line, where, offset).strip(_BOM)
+        if text.strip():
+            row = _row(text, where, key)
+            if key not in row:
+                more = sum(_lacks(key, other) for other in islice(lines, _ROWS_COUNTED))
+                raise InputError(f"{where}: row {number} has no key {shown(key)}; {_remedy(row, more)}")
             yield _text_of_row(row, where, key)
         offset += len(line)
 
 
-def _text_of_row(line: str, where: str, key: str) -> str:
+def _row(line: str, where: str, key: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
@@ -124,11 +141,26 @@ def _text_of_row(line: str, where: str, key: str) -> str:
         raise InputError(f"{where}: not a JSON row ({error}); mend or remove it") from None
     if not isinstance(row, dict):
         raise InputError(f'{where}: a row must be an object such as {{"{key}": "..."}}, not {_json_type(row)}')
-    if key not in row:
-        raise InputError(f"{where}: row {where.rpartition(':')[2]} has no key {key!r}; it has {_listed(row)}")
+    return row
+
+
+def _lacks(key: str, line: bytes) -> bool:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(row, dict) and key not in row
+
+
+def _remedy(row: dict[str, Any], more: int) -> str:
+    also = f" (nor have {more:,} of the next {_ROWS_COUNTED:,} rows)" if more else ""
+    return f"it has {_listed(row)}{also}; rename the key, or name it with --data.text_key where you pretrain"
+
+
+def _text_of_row(row: dict[str, Any], where: str, key: str) -> str:
     text = row[key]
     if not isinstance(text, str):
-        raise InputError(f"{where}: the value of {key!r} must be text, not {_json_type(text)}")
+        raise InputError(f"{where}: the value of {shown(key)} must be text, not {_json_type(text)}")
     return _without_surrogates(text, where, key).strip()
 
 
@@ -138,7 +170,7 @@ def _without_surrogates(text: str, where: str, key: str) -> str:
         text.encode()
     except UnicodeEncodeError as error:
         half = text[error.start]
-        raise InputError(f"{where}: {key!r} holds half a character ({half!r} at position {error.start})") from None
+        raise InputError(f"{where}: {shown(key)} holds half a character ({half!r} at position {error.start})") from None
     return text
 
 
@@ -148,7 +180,7 @@ def _json_type(value: object) -> str:
 
 
 def _listed(row: dict) -> str:
-    keys = [repr(name) for name in row]
+    keys = [shown(name) for name in row]
     return ", ".join(keys[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "") if keys else "none"
 
 
