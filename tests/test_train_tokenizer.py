@@ -4,12 +4,13 @@ import gzip
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 from transformers import AutoTokenizer
 
 from litgpt.errors import InputError, MissingError
-from litgpt.scripts.train_tokenizer import END_OF_TEXT, main
+from litgpt.scripts.train_tokenizer import END_OF_TEXT, LONGEST, main, pieces
 from litgpt.tokenizer import Tokenizer
 from tests.makers.tokenizers import TEXT
 from tests.test_tokenizer import NASTY
@@ -87,6 +88,18 @@ def test_bad_arguments_are_named(text, tmp_path):
     with pytest.raises(MissingError, match="nowhere"):
         main([tmp_path / "nowhere"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("run", ["a", " ", "ab", "\u4e00"])
+def test_a_word_of_millions_of_characters_is_cut(tmp_path, run):
+    path = tmp_path / "a.txt"
+    path.write_text(f"before {run * 1_000_000} after")
+    started = time.monotonic()
+    main([path], tmp_path / "out", vocab_size=300)
+    assert time.monotonic() - started < 20
+    text = f"x {run * 5000} y"
+    assert "".join(pieces(text)) == text
+    assert max(len(word) for piece in pieces(text) for word in piece.split(" ")) <= LONGEST
 
 
 def test_it_needs_no_torch():

@@ -1,12 +1,15 @@
 """`litgpt train_tokenizer`: a byte-level BPE tokenizer from the user's own text, as Hugging Face files.
 
 Any text is encoded without loss. The one special token, `<|endoftext|>` (id 0), ends a document and is bos and eos at
-once, as in GPT-2; `encode` adds it only where asked. The same text gives the same files, byte for byte.
+once, as in GPT-2; `encode` adds it only where asked. The same text gives the same files, byte for byte. No token is
+learnt across the places where a run of 2,000 or more characters with no space (or all spaces) is cut: the time that
+merging takes grows fast with the length of a word.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
 
 END_OF_TEXT = "<|endoftext|>"
 SMALLEST = 257  # every byte, and the end of a text
+LONGEST = 2000  # characters of a word
+LONG_RUN = re.compile(rf"(?<!\S)\S{{{LONGEST}}}\S*|(?<!\s)\s{{{LONGEST}}}\s*")
 SETTINGS = {
     "tokenizer_class": "PreTrainedTokenizerFast",
     "bos_token": END_OF_TEXT,
@@ -59,7 +64,7 @@ def main(text: list[Path], out_dir: Path, vocab_size: int = 8192, overwrite: boo
 
 
 class Characters:
-    """Documents, counted as they pass."""
+    """Documents, counted as they pass, and cut inside words that are too long."""
 
     def __init__(self, documents: Iterable[str]) -> None:
         self.documents = documents
@@ -68,7 +73,17 @@ class Characters:
     def __iter__(self) -> Iterator[str]:
         for document in self.documents:
             self.seen += len(document)
-            yield document
+            yield from pieces(document)
+
+
+def pieces(document: str) -> Iterator[str]:
+    """The document, cut after every `LONGEST` characters of a run with no space, or of spaces."""
+    start = 0
+    for run in LONG_RUN.finditer(document):
+        for end in range(run.start() + LONGEST, run.end(), LONGEST):
+            yield document[start:end]
+            start = end
+    yield document[start:]
 
 
 def train(documents: Iterable[str], vocab_size: int, *, show_progress: bool = False) -> tokenizers.Tokenizer:
