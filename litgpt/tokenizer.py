@@ -16,8 +16,8 @@ from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from litgpt.errors import InputError, MissingError, one_line, require_type
-from litgpt.storage import read_json
+from litgpt.errors import InputError, MissingError, one_line, require_type, shown
+from litgpt.storage import inside, read_json
 
 FILES = (
     "tokenizer.json",
@@ -56,6 +56,8 @@ class Tokenizer:
 
     def __init__(self, checkpoint_dir: str | Path) -> None:
         self.dir = Path(checkpoint_dir)
+        for path in (*self.files(), self.dir / "config.json", self.dir / "generation_config.json"):
+            inside(self.dir, str(path.relative_to(self.dir)))
         self._settings = _read_json(self.dir / "tokenizer_config.json")
         self._backend = _open_backend(self.dir, self._settings)
         self.special_tokens = _named_tokens(self.dir, self._settings, self._backend)
@@ -85,7 +87,7 @@ class Tokenizer:
         """The id of a token given by its exact text; InputError where there is none."""
         found = self._backend.token_to_id(token)
         if found is None:
-            raise InputError(f"{self.dir}: the tokenizer has no token {token!r}")
+            raise InputError(f"{self.dir}: the tokenizer has no token {shown(token)}")
         return found
 
     def has_token(self, token: str) -> bool:
@@ -315,6 +317,7 @@ class HuggingFaceBackend:
     def __init__(self, path: Path, templates: str, llama_scheme: str | None = None) -> None:
         from tokenizers import Tokenizer as Library
 
+        open(path, "rb").close()  # a file that may not be read is not damaged
         try:
             self._library = Library.from_file(str(path))
         except Exception as error:  # the library raises nothing narrower

@@ -17,7 +17,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from litgpt import cli, commands, parser, request, signature
+from litgpt import cli, commands, errors, parser, request, signature
 from litgpt.args import EvalArgs, LogArgs, TrainArgs
 from litgpt.config import Config
 from litgpt.data import DataModule
@@ -555,6 +555,15 @@ def test_an_error_is_one_line_and_a_status(
     err = capsys.readouterr().err
     assert line in err
     assert err.count("\n") == 1
+
+
+def test_a_message_is_one_line_and_a_value_in_it_is_cut() -> None:
+    assert str(InputError("a\n  b\r\nc")) == "a b c"
+    assert [errors.shown(v) for v in ("a", "x" * 10**6, 10**9000)] == [
+        "'a'",
+        f"'{'x' * 56}...",
+        "a number of thousands of digits",
+    ]
 
 
 def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch: Any) -> None:

@@ -461,3 +461,10 @@ def test_a_directory_of_litgpt_05_keeps_the_family_of_its_name(tmp_path):
             del fields[later]
         (tmp_path / "model_config.yaml").write_text(yaml.safe_dump(fields))
         assert Config.from_file(tmp_path / "model_config.yaml").family == family
+
+
+@pytest.mark.parametrize("name", ["config.json", "model_config.yaml", "generation_config.json"])
+def test_a_link_out_of_the_directory_is_not_opened(tmp_path, name):
+    (tmp_path / name).symlink_to("/etc/passwd")
+    with pytest.raises(InputError, match="leads out of this directory"):
+        Config.from_checkpoint(tmp_path)

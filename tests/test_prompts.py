@@ -694,3 +694,9 @@ def test_a_system_text_is_never_lost():
         assert "Be brief." in style.render([SYSTEM, USER])
         assert "Be brief." in style.render(prompts.with_system([USER], "Be brief."))
     assert EOS not in from_name("default").render([SYSTEM, USER])
+
+
+@pytest.mark.parametrize("template", ["{{ raise_exception('no\\nsystem') }}", "{% if %}", "{{ ''.__class__ }}"])
+def test_an_error_of_a_template_names_it_and_the_way_out_on_one_line(template):
+    with pytest.raises(InputError, match=r"^dir: chat template .*--prompt_style$"):
+        ChatTemplate(template, source="dir: chat template").render([{"role": "user", "content": "a"}])

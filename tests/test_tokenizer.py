@@ -319,3 +319,23 @@ def test_a_template_file_goes_before_the_entry(tmp_path):
     assert Tokenizer(tmp_path).chat_templates == {"default": "a", "rag": "b"}
     (tmp_path / "chat_template.jinja").write_text("c")
     assert Tokenizer(tmp_path).chat_template == "c"
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "config.json", "generation_config.json", "tokenizer.json"])
+def test_a_link_out_of_the_directory_is_not_opened(tmp_path, name):
+    train_tiny_tokenizer(tmp_path / "a")
+    (tmp_path / "a" / name).unlink(missing_ok=True)
+    (tmp_path / "secret.json").write_text("{}")
+    (tmp_path / "a" / name).symlink_to(tmp_path / "secret.json")
+    with pytest.raises(InputError, match=f"'{name}' leads out"):
+        Tokenizer(tmp_path / "a")
+
+
+def test_a_tokenizer_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+    def refuse(path, *rest):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    train_tiny_tokenizer(tmp_path)
+    monkeypatch.setattr("litgpt.tokenizer.open", refuse, raising=False)
+    with pytest.raises(PermissionError, match=r"tokenizer\.json"):
+        Tokenizer(tmp_path)

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import yaml
 
-from litgpt.errors import InputError, near_miss, one_line
+from litgpt.errors import InputError, near_miss, one_line, shown
 from litgpt.prompts.base import PromptStyle
 from litgpt.prompts.messages import Message, with_system
 from litgpt.prompts.pieces import Style
 from litgpt.prompts.table import DEFAULT, STYLES
 from litgpt.prompts.template import ChatTemplate
+from litgpt.storage import inside
 from litgpt.tokenizer import Tokenizer
 
 __all__ = [
@@ -43,7 +44,7 @@ def from_name(name: str) -> PromptStyle:
     known = {style.name: style for style in STYLES} | {style.class_name: style for style in STYLES}
     if name not in known:
         names = [style.name for style in STYLES]
-        raise InputError(f"prompt style {name!r} is not known{near_miss(name, names)} (all: {', '.join(names)})")
+        raise InputError(f"prompt style {shown(name)} is not known{near_miss(name, names)} (all: {', '.join(names)})")
     return known[name]
 
 
@@ -84,17 +85,17 @@ def from_file(path: Path, tokenizer: Tokenizer) -> ChatTemplate:
 
 def load(directory: str | Path) -> PromptStyle | None:
     """The style that was saved in a directory, by us or by LitGPT 0.5. A class that is not ours is never imported."""
-    path = Path(directory) / STYLE_FILE
+    path = inside(Path(directory), STYLE_FILE)
     if not path.is_file():
         return None
     try:
         entry = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read ({one_line(error)}); mend it or use --prompt_style") from None
     class_path = entry.get("class_path") if isinstance(entry, dict) else None
     if not isinstance(class_path, str) or not class_path.startswith(NAMESPACE):
         raise InputError(
-            f"{path}: class_path {class_path!r} is not one of {NAMESPACE}*; remove it or use --prompt_style"
+            f"{path}: class_path {shown(class_path)} is not one of {NAMESPACE}*; remove it or use --prompt_style"
         )
     try:
         return from_name(class_path.removeprefix(NAMESPACE))

@@ -18,6 +18,7 @@ from litgpt.prompts.sandbox import SPAN_NAME, environment
 from litgpt.tokenizer import Tokenizer
 
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_OTHER = "mend it, or use another style with --prompt_style"
 
 
 @dataclass(frozen=True)
@@ -95,9 +96,11 @@ class ChatTemplate(PromptStyle):
         try:
             return compiled.render(given)
         except jinja2.exceptions.SecurityError as error:
-            raise InputError(f"{self.source} tries what no template may: {error}; use --prompt_style") from None
+            raise InputError(f"{self.source} tries what no template may: {error}; {_OTHER}") from None
         except Exception as error:  # a template can raise anything that Python can
-            raise InputError(f"{self.source} does not take this conversation: {one_line(error)}") from None
+            raise InputError(
+                f"{self.source} does not take this conversation: {one_line(error)[:300]}; {_OTHER}"
+            ) from None
 
     def check(self) -> None:
         """InputError where the template is not Jinja."""
@@ -115,7 +118,7 @@ class ChatTemplate(PromptStyle):
         try:
             return environment().from_string(template)
         except Exception as error:  # the parser also lets ValueError and RecursionError through
-            raise InputError(f"{self.source} is not valid Jinja: {one_line(error)}; use --prompt_style") from None
+            raise InputError(f"{self.source} is not valid Jinja: {one_line(error)[:300]}; {_OTHER}") from None
 
 
 def _with_reasoning(message: dict[str, Any]) -> dict[str, Any]:
