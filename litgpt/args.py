@@ -227,7 +227,7 @@ class EvalArgs(_Args):
         super().__post_init__()
         _require_at_least("eval", self, {"interval": 0, "max_new_tokens": 0, "max_iters": 1})
         example = self.evaluate_example
-        if not (example in ("first", "random") or (str(example).isdigit())):
+        if not (example in ("first", "random") or (str(example).isdecimal())):
             raise InputError(
                 f"eval.evaluate_example is {example!r}; it must be first, random or a sample's number from 0"
             )

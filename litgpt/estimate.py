@@ -286,7 +286,7 @@ def _cgroup_memory(proc: Path, cgroups: Path) -> Iterator[int]:
 
 def _left_in(directory: Path, limit_file: str, usage_file: str, cache_name: str) -> Iterator[int]:
     limit, usage = _text(directory / limit_file).strip(), _text(directory / usage_file).strip()
-    if limit.isdigit() and usage.isdigit() and int(limit) < UNLIMITED:
+    if limit.isdecimal() and usage.isdecimal() and int(limit) < UNLIMITED:
         stat = dict(line.split(maxsplit=1) for line in _text(directory / "memory.stat").splitlines() if " " in line)
         yield max(0, int(limit) - int(usage) + int(stat.get(cache_name, "0")))
 

@@ -89,12 +89,25 @@ def machine(devices: int | str = "auto", num_nodes: int = 1) -> Machine:
     """The devices a user asked for, or InputError with both numbers when they are not there."""
     if num_nodes < 1:
         raise InputError(f"num_nodes is {num_nodes}; it must be at least 1")
+    if num_nodes > 1 and not _knows_other_hosts():
+        raise InputError(
+            f"num_nodes is {num_nodes}, but nothing says where the other hosts are; start the command on each of them "
+            "with torchrun or srun, or set MASTER_ADDR, MASTER_PORT and NODE_RANK"
+        )
     kind, present = _present()
     if devices == "auto":
         return Machine(kind, present if kind == "cuda" else 1, num_nodes)
-    if not str(devices).isdigit() or not 1 <= int(devices) <= present:
+    if not str(devices).isdecimal() or not 1 <= int(devices) <= present:
         raise InputError(f"devices is {devices}, but this host has {present} ({kind}); give 1 to {present}, or auto")
     return Machine(kind, int(devices), num_nodes)
+
+
+def _knows_other_hosts() -> bool:
+    """Whether a cluster, a launcher or the user says how the hosts find each other: without, they wait forever."""
+    if any(name in os.environ for name in ("SLURM_NTASKS", "LSB_JOBID", "OMPI_COMM_WORLD_SIZE")):
+        return True
+    numbered = any(name in os.environ for name in ("NODE_RANK", "GROUP_RANK", "RANK"))
+    return numbered and "MASTER_ADDR" in os.environ and "MASTER_PORT" in os.environ
 
 
 def _present() -> tuple[str, int]:
@@ -179,7 +192,13 @@ def tracker(name: str, out_dir: Path, log: LogArgs) -> Logger | None:
         elif name == "wandb":
             made = loggers.WandbLogger(label, folder, project=log.project or "litgpt", group=log.group)
         elif name == "mlflow":
-            made = loggers.MLFlowLogger(log.project or "litgpt", label, save_dir=f"{folder}/mlflow")
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            made = loggers.MLFlowLogger(
+                log.project or "litgpt",
+                label,
+                tracking_uri=f"sqlite:///{folder}/mlflow.db",  # mlflow 3 refuses folders
+                artifact_location=f"{folder}/mlflow",
+            )
         else:
             made = loggers.LitLogger(
                 folder, label, teamspace=log.teamspace, metadata=log.metadata, save_logs=log.save_logs

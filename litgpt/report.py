@@ -10,6 +10,7 @@ import io
 import os
 import shlex
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +19,7 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from litgpt.errors import MachineError
+from litgpt.errors import InputError, MachineError
 from litgpt.estimate import in_words as size  # noqa: F401  (rooms that print take their words for numbers from here)
 
 COLUMNS = ("step", "tokens", "loss", "val_loss", "lr", "grad_norm", "tokens_per_second", "seconds")
@@ -68,6 +69,7 @@ class Bar(tqdm):
     """
 
     monitor_interval = 0  # tqdm's thread would outlive signals
+    _lock = threading.RLock()  # tqdm's own holds a semaphore too, which Python reports as leaked when a rank is ended
 
     def __init__(
         self, total: float, what: str = "", *, done: float = 0, stream: TextIO | None = None, **options: Any
@@ -172,7 +174,7 @@ class Metrics:
 
     def __init__(self, path: Path, kept: int | None = None) -> None:
         self.path = path
-        rows = [] if kept is None else [row for row in read_metrics(path) if int(row["step"]) <= kept]
+        rows = [] if kept is None else _rows_up_to(path, kept)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             _replace(path, _csv([dict(zip(COLUMNS, COLUMNS, strict=True)), *rows]))
@@ -191,11 +193,18 @@ class Metrics:
         self._file.close()
 
 
+def _rows_up_to(path: Path, kept: int) -> list[dict[str, str]]:
+    try:
+        return [row for row in read_metrics(path) if int(row["step"]) <= kept]
+    except (ValueError, KeyError, TypeError) as error:  # not text, or not such rows
+        raise InputError(f"{path} is damaged: {error}; move it away, and the run goes on with a new one") from None
+
+
 def read_metrics(path: Path) -> list[dict[str, str]]:
     """The rows of a metrics file; a last row without its line end, torn by a kill, is left out."""
     if not path.is_file():
         return []
-    whole, _, _ = path.read_text().rpartition("\n")
+    whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
     return [row for row in csv.DictReader(io.StringIO(whole)) if row["seconds"] is not None]
 
 

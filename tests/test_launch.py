@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,11 +21,46 @@ from litgpt.launch import Machine
 TWO = Machine("cpu", 2)
 
 
-@pytest.mark.parametrize("devices", [0, -2, 10_000, "many"])
+@pytest.mark.parametrize("devices", [0, -2, 10_000, "many", "²"])
 def test_devices_that_are_not_there_are_refused_with_both_numbers(devices: int | str) -> None:
     present = torch.cuda.device_count() or os.cpu_count()
     with pytest.raises(InputError, match=f"devices is {re.escape(str(devices))}.*{present}"):
         launch.machine(devices)
+
+
+HOSTS = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "GROUP_RANK", "RANK", "SLURM_NTASKS", "LSB_JOBID")
+
+
+@pytest.mark.parametrize(
+    ("variables", "enough"),
+    [
+        ({}, False),
+        ({"MASTER_ADDR": "a", "MASTER_PORT": "1"}, False),
+        ({"MASTER_ADDR": "a", "MASTER_PORT": "1", "NODE_RANK": "1"}, True),
+        ({"SLURM_NTASKS": "2"}, True),
+    ],
+)
+def test_several_hosts_need_someone_who_says_where_they_are(
+    variables: dict[str, str], enough: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (*HOSTS, "OMPI_COMM_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    if enough:
+        assert launch.machine(1, num_nodes=2).num_nodes == 2
+    else:
+        with pytest.raises(InputError, match=r"num_nodes is 2.*torchrun.*MASTER_ADDR, MASTER_PORT and NODE_RANK"):
+            launch.machine(1, num_nodes=2)
+
+
+def test_mlflow_files_a_run_in_a_database_of_the_run(tmp_path: Path) -> None:
+    pytest.importorskip("mlflow")
+    tracker = launch.tracker("mlflow", tmp_path / "run", LogArgs())
+    assert tracker is not None
+    tracker.log_metrics({"loss": 1.0}, step=1)
+    tracker.finalize("success")
+    assert [path.name for path in (tmp_path / "run" / "logs").iterdir()] == ["mlflow.db"]
 
 
 def test_auto_is_one_process_without_a_gpu() -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from litgpt import report
-from litgpt.errors import MachineError
+from litgpt.errors import InputError, MachineError
 
 
 class Terminal(io.StringIO):
@@ -115,6 +116,21 @@ def test_going_on_cuts_rows_beyond_the_checkpoint_and_a_torn_one(tmp_path: Path)
     again.add({"step": 4, "loss": 2.0, "seconds": 0.2})
     again.close()
     assert [row["step"] for row in report.read_metrics(path)] == ["1", "2", "3", "4"]
+
+
+@pytest.mark.parametrize(
+    "content", [b"step,seconds\n\xff\xfe,1\n", b"step,seconds\nx,1\n", b"a,seconds\n1,1\n", b"a\n1\n"]
+)
+def test_metrics_that_make_no_sense_are_named(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"metrics\.csv is damaged.*move it away"):
+        report.Metrics(path, kept=3)
+    assert path.read_bytes() == content
+
+
+def test_a_bar_holds_no_semaphore_that_an_ended_rank_would_leave_behind() -> None:
+    assert isinstance(report.Bar.get_lock(), type(threading.RLock()))
 
 
 def test_metrics_that_cannot_be_written_are_machine_trouble(tmp_path: Path) -> None:
