@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -12,6 +13,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from litgpt.errors import InputError, near_miss
+
+# what optimizers raise at arguments that are not as they think
+_REFUSALS = (TypeError, ValueError, RuntimeError, LookupError, AttributeError, AssertionError, ArithmeticError)
 
 Spec = str | Mapping[str, Any]  # "AdamW", "torch.optim.AdamW" or {"class_path": ..., "init_args": {...}}
 
@@ -34,14 +38,13 @@ def require_valid(spec: Spec, device: torch.device | str = "cpu") -> Tried:
     parameter = nn.Parameter(torch.zeros(2, 3, device=device))
     optimizer = build(spec, [parameter])
     rate = optimizer.defaults.get("lr")
-    if not isinstance(rate, int | float) or not rate > 0:
-        raise InputError(f"optimizer.lr is {rate}; it must be a number above 0")
+    _require_rate(rate)
     parameter.grad = torch.ones_like(parameter)
     try:
         optimizer.step()
-    except (TypeError, ValueError, RuntimeError) as error:
+    except _REFUSALS as error:
         name = type(optimizer).__name__
-        raise InputError(f"optimizer {name} cannot train this: {error}; AdamW can") from error
+        raise InputError(f"optimizer {name} cannot train this: {_said(error)}; AdamW can, with its defaults") from error
     kept = optimizer.state[parameter].values()
     return Tried(float(rate), sum(isinstance(t, torch.Tensor) and t.shape == parameter.shape for t in kept))
 
@@ -49,6 +52,9 @@ def require_valid(spec: Spec, device: torch.device | str = "cpu") -> Tried:
 def build(spec: Spec, parameters: Iterable[nn.Parameter]) -> Optimizer:
     """The optimizer over those of `parameters` that train; in one fused kernel where it has one."""
     chosen, arguments = _read(spec)
+    asked = dict(arguments)
+    if "lr" in asked:
+        _require_rate(asked["lr"])
     trained = [p for p in parameters if p.requires_grad]
     known = inspect.signature(chosen).parameters
     for name in arguments:
@@ -58,8 +64,19 @@ def build(spec: Spec, parameters: Iterable[nn.Parameter]) -> Optimizer:
         arguments["fused"] = all(p.device.type in ("cpu", "cuda") for p in trained)
     try:
         return chosen(trained, **arguments)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"optimizer {chosen.__name__} cannot be made with {arguments}: {error}") from error
+    except _REFUSALS as error:
+        raise InputError(f"optimizer {chosen.__name__} cannot be made with {asked}: {_said(error)}") from error
+
+
+def _require_rate(rate: Any) -> None:
+    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < math.inf:
+        raise InputError(f"optimizer.lr is {rate}; it must be a number above 0")
+
+
+def _said(error: Exception) -> str:
+    """The error in one line; a bare key says little without its kind."""
+    words = " ".join(str(error).split())
+    return f"{type(error).__name__} {words}" if isinstance(error, LookupError) or not words else words
 
 
 def _read(spec: Spec) -> tuple[type[Optimizer], dict[str, Any]]:

@@ -314,6 +314,10 @@ def test_a_hopeless_learning_rate_ends_with_the_last_good_checkpoint(
     assert not (tmp_path / "run" / "final").exists()
 
 
+def adamw(**arguments: Any) -> dict[str, Any]:
+    return {"class_path": "AdamW", "init_args": arguments}
+
+
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
@@ -322,6 +326,11 @@ def test_a_hopeless_learning_rate_ends_with_the_last_good_checkpoint(
         ({"class_path": "AdamW", "init_args": {"lr": -1.0}}, "lr"),
         ({"class_path": "bitsandbits.Adam"}, "cannot be imported"),
         ({"class_path": "os.system"}, "not a subclass"),
+        (adamw(lr="abc"), r"^optimizer\.lr is abc; it must be a number above 0$"),
+        (adamw(lr=float("inf")), r"^optimizer\.lr is inf"),
+        (adamw(lr=float("nan")), r"^optimizer\.lr is nan"),
+        (adamw(betas={None: 1}), r"^optimizer AdamW cannot be made with .*betas.*KeyError 0$"),
+        (adamw(betas="x"), r"^optimizer AdamW cannot be made with {'betas': 'x'}: "),
         ("LBFGS", r"^optimizer LBFGS cannot train this: .*closure"),
         ("SparseAdam", r"^optimizer SparseAdam cannot train this: .*dense"),
     ],
@@ -329,6 +338,11 @@ def test_a_hopeless_learning_rate_ends_with_the_last_good_checkpoint(
 def test_an_optimizer_that_cannot_be_is_refused(spec: Any, said: str) -> None:
     with pytest.raises(InputError, match=said):
         optimizers.require_valid(spec)
+
+
+def test_an_optimizer_for_another_device_is_refused() -> None:
+    with pytest.raises(InputError, match=r"^optimizer AdamW cannot train this: .*capturable[^\n]*$"):
+        optimizers.require_valid(adamw(capturable=True), "cpu")
 
 
 @pytest.mark.parametrize(("name", "states"), [("AdamW", 2), ("SGD", 0), ("RMSprop", 1), ("Adafactor", 0)])
