@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from litgpt import checkpoint, storage
-from litgpt.errors import InputError, MissingError, UserError
+from litgpt.errors import InputError, MissingError, UserError, near_miss
 
 FINAL, LOGS = "final", "logs"
 MOVING, ASIDE, GONE = ".replaced.part", ".replaced", ".replaced.gone"  # a run while another one takes its place
@@ -185,6 +185,7 @@ def flat(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
 def require_same(saved: Mapping[str, Any], now: Mapping[str, Any], allowed: Iterable[str], where: Path) -> None:
     """Refuse to resume with other settings than the run began with, but for the `allowed` keys (or their prefixes)."""
     allowed = tuple(allowed)
+    _require_known(allowed, {*saved, *now})
     changed = [
         key
         for key in sorted({*saved, *now})
@@ -197,6 +198,15 @@ def require_same(saved: Mapping[str, Any], now: Mapping[str, Any], allowed: Iter
             f"{where} was trained with other settings: {listed}{more}; give the old values, or allow what may change: "
             f"--allow_change '[{', '.join(changed[:8])}]'"
         )
+
+
+def _require_known(allowed: Iterable[str], keys: set[str]) -> None:
+    for word in allowed:
+        if not any(key == word or key.startswith(f"{word}.") for key in keys):
+            raise InputError(
+                f"allow_change names {word}, which is not a setting that a resumed run must keep"
+                f"{near_miss(word, sorted(keys))}; leave it out or mend it"
+            )
 
 
 # Whose directory is it? ----------------------------------------------------------------------------------------------

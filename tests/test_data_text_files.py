@@ -198,3 +198,8 @@ def test_an_unknown_data_module_names_the_nearest():
         litgpt.data.TextFile  # noqa: B018
     assert issubclass(TextFiles, DataModule)
     assert "TextFiles" in dir(litgpt.data)
+
+
+def test_a_negative_number_of_workers_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"data\.num_workers is -1"):
+        TextFiles(tmp_path / "a.txt", num_workers=-1).connect(None, 1, 8)

@@ -241,6 +241,16 @@ def test_a_damaged_token_file_is_made_again(tmp_path, name, damage):
     assert prepared(made) == expected
 
 
+@pytest.mark.parametrize("counted", [1 << 24, 16 << 12])
+def test_tokens_beyond_the_vocabulary_are_made_again(tmp_path, monkeypatch, counted):
+    made = corpus(write_texts(tmp_path, a="5 6 7 " * 30_000), Numbers(100))
+    expected = prepared(made)
+    monkeypatch.setattr(tokens_module, "_COUNTED_TOKENS", counted)
+    file = next((tmp_path / ".litgpt_cache").glob("*/tokens.bin"))
+    file.write_bytes(b"\xff" * file.stat().st_size)
+    assert prepared(made) == expected
+
+
 def test_a_refused_text_leaves_nothing_beside_it(tmp_path):
     (tmp_path / "a.txt").write_text("5")
     (tmp_path / "b.txt").write_bytes(b"5 6 \xff")

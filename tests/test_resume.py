@@ -179,6 +179,12 @@ def test_other_text_is_noticed_on_resume(folder: Path, undisturbed: Path, tmp_pa
         runs.run(folder, tmp_path / "out", resume=True, data=data)
 
 
+def test_a_setting_that_is_not_compared_cannot_be_allowed(folder: Path, undisturbed: Path, tmp_path: Path) -> None:
+    shutil.copytree(undisturbed / "step-00000008", tmp_path / "step-00000008")
+    with pytest.raises(InputError, match=r"allow_change names train\.max_step,.*did you mean 'train\.max_steps'"):
+        runs.run(folder, tmp_path, resume=True, allow_change=["train.max_step"])
+
+
 def test_an_allowed_change_lengthens_a_run(folder: Path, undisturbed: Path, tmp_path: Path) -> None:
     out_dir = tmp_path / "run"
     shutil.copytree(undisturbed, out_dir)

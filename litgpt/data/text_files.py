@@ -106,6 +106,8 @@ class TextFiles(DataModule):
             raise InputError(
                 f"data.val_fraction is {self.val_fraction}; give a share from 0 (no validation) to below 1"
             )
+        if self.num_workers < 0:
+            raise InputError(f"data.num_workers is {self.num_workers}; give 0 or more")
         if self.seed < 0:
             raise InputError(f"data.seed is {self.seed}; give 0 or more")
 

@@ -45,6 +45,7 @@ _PIECE_CHARACTERS = 1 << 16  # tokenizers take 200 bytes of memory for each byte
 _CONTEXT_CHARACTERS = 200  # what stands before a piece is encoded with it
 _CUT = re.compile(r"(?<=\n)(?=\S)|(?<=\S)(?= \w)")  # where tokens usually end: before a line, or a space and a word
 _COUNTED_TOKENS = 1 << 24  # of the training text, for the frequencies of a unigram model
+_RUN = 1 << 12  # tokens, looked at together: a page or two
 _SETTLED = 2_000_000_000  # ns after a change, when another one surely gets another time in any file system
 
 
@@ -123,7 +124,8 @@ class Corpus:
 
     def _found(self) -> Path | None:
         folders = (place / self._name for place in self.places)
-        return next((folder for folder in folders if _is_whole(folder, self.fingerprint)), None)
+        vocab_size = self.tokenizer.vocab_size
+        return next((folder for folder in folders if _is_whole(folder, self.fingerprint, vocab_size)), None)
 
     def _write(self, folder: Path) -> None:
         dtype = "uint16" if self.tokenizer.vocab_size <= 1 << 16 else "uint32"
@@ -225,13 +227,23 @@ def _mapped(path: Path, dtype: str) -> np.ndarray:
     return np.memmap(path, dtype=dtype, mode="r")
 
 
-def _is_whole(folder: Path, fingerprint: str) -> bool:
+def _is_whole(folder: Path, fingerprint: str, vocab_size: int) -> bool:
     try:
         storage.verify(folder)  # the sizes of the .bin files
         facts = storage.read_json(folder / "info.json")
-        return (folder / storage.MANIFEST).is_file() and facts["fingerprint"] == fingerprint
-    except (UserError, OSError, KeyError):
+        if not (folder / storage.MANIFEST).is_file() or facts["fingerprint"] != fingerprint:
+            return False
+        return _largest(_mapped(folder / "tokens.bin", facts["dtype"])) < vocab_size
+    except (UserError, OSError, KeyError, TypeError, ValueError):
         return False
+
+
+def _largest(ids: np.ndarray) -> int:
+    """The largest id: of all where they are few, else of evenly spread runs of them, for damage rarely comes alone."""
+    if len(ids) <= _COUNTED_TOKENS:
+        return int(ids.max(initial=0))
+    starts = np.linspace(0, len(ids) - _RUN, _COUNTED_TOKENS // _RUN // 16, dtype=np.int64)
+    return max(int(ids[start : start + _RUN].max()) for start in starts)
 
 
 def _writable(places: tuple[Path, ...]) -> Path:
