@@ -37,8 +37,7 @@ def require_valid(spec: Spec, device: torch.device | str = "cpu") -> Tried:
     """Refuse, before a model is built, an unknown class, argument or value, and what cannot take a plain step."""
     parameter = nn.Parameter(torch.zeros(2, 3, device=device))
     optimizer = build(spec, [parameter])
-    rate = optimizer.defaults.get("lr")
-    _require_rate(rate)
+    rate = _required_rate(optimizer.defaults.get("lr"))
     parameter.grad = torch.ones_like(parameter)
     try:
         optimizer.step()
@@ -46,7 +45,7 @@ def require_valid(spec: Spec, device: torch.device | str = "cpu") -> Tried:
         name = type(optimizer).__name__
         raise InputError(f"optimizer {name} cannot train this: {_said(error)}; AdamW can, with its defaults") from error
     kept = optimizer.state[parameter].values()
-    return Tried(float(rate), sum(isinstance(t, torch.Tensor) and t.shape == parameter.shape for t in kept))
+    return Tried(rate, sum(isinstance(t, torch.Tensor) and t.shape == parameter.shape for t in kept))
 
 
 def build(spec: Spec, parameters: Iterable[nn.Parameter]) -> Optimizer:
@@ -54,7 +53,7 @@ def build(spec: Spec, parameters: Iterable[nn.Parameter]) -> Optimizer:
     chosen, arguments = _read(spec)
     asked = dict(arguments)
     if "lr" in asked:
-        _require_rate(asked["lr"])
+        _required_rate(asked["lr"])
     trained = [p for p in parameters if p.requires_grad]
     known = inspect.signature(chosen).parameters
     for name in arguments:
@@ -68,9 +67,10 @@ def build(spec: Spec, parameters: Iterable[nn.Parameter]) -> Optimizer:
         raise InputError(f"optimizer {chosen.__name__} cannot be made with {asked}: {_said(error)}") from error
 
 
-def _require_rate(rate: Any) -> None:
+def _required_rate(rate: Any) -> float:
     if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < math.inf:
         raise InputError(f"optimizer.lr is {rate}; it must be a number above 0")
+    return float(rate)
 
 
 def _said(error: Exception) -> str:
