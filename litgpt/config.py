@@ -359,7 +359,7 @@ def _check_latent(config: Config, sizes: dict[str, Any]) -> None:
         raise _refuse(config, "n_query_groups", f"must be n_head {config.n_head} with latent_attention")
     for name in sizes:
         if name not in LATENT_SIZES:
-            raise InputError(f"latent_attention has the unknown key '{name}'{near_miss(str(name), LATENT_SIZES)}")
+            raise InputError(f"latent_attention has the unknown key {shown(name)}{near_miss(str(name), LATENT_SIZES)}")
     for name in LATENT_SIZES:
         size = sizes.setdefault(name, None) if name == "q_lora_rank" else sizes.get(name)
         absent_ok = size is None and name == "q_lora_rank"

@@ -55,6 +55,11 @@ def shown(value: object, most: int = 60) -> str:
         text = repr(value[: most + 1] if isinstance(value, str) else value)
     except ValueError:  # Python spells no whole number of more than some thousand digits
         return "a number of thousands of digits"
+    return cut(text, most)
+
+
+def cut(text: str, most: int = 60) -> str:
+    """A text, and "..." for what is too long of it."""
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 

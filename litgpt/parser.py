@@ -209,7 +209,7 @@ def _class_arguments(choice: Choice, cls: type, named: Given, name: str, recipe:
         given = recipe.get(key) or recipe[below(recipe, key)[0]]
         if given.source >= named.source:  # else it belongs to the class that an earlier recipe named
             near = near_key((argument,), known)
-            raise InputError(f"{place(given, key)}: {cls.__name__} has no '{argument}'{near}")
+            raise InputError(f"{place(given, key)}: {cls.__name__} has no {shown(argument)}{near}")
     return values
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from litgpt import legacy
-from litgpt.errors import InputError, shown
+from litgpt.errors import InputError, cut, shown
 from litgpt.recipe import Given, Key, Recipe, Words, leaves, overlay, parse_value, read_config, split
 from litgpt.signature import Signature, alternatives, described
 
@@ -58,7 +58,9 @@ def require_known(signature: Signature, recipe: Recipe) -> None:
 
 def place(given: Given, key: Key) -> str:
     """Where a value stands, in words: "--train.epochs" or "my.yaml:3: train.epochs"."""
-    return given.where if given.typed else f"{given.where}: {'.'.join(k for k in key if k != 'init_args')}"
+    if given.typed:
+        return cut(given.where)
+    return f"{given.where}: {cut('.'.join(k for k in key if k != 'init_args'))}"
 
 
 # Full keys ----------------------------------------------------------------------------------------------------------
@@ -131,7 +133,7 @@ def _value(signature: Signature, key: Key, text: str | None) -> Any:
     if text is None:
         if key[0] == "optimizer" or (leaf is not None and bool not in alternatives(leaf.type)):
             wanted = f": {described(leaf.type)}" if leaf else ""
-            raise InputError(f"--{'.'.join(key)}: it needs a value{wanted}")
+            raise InputError(f"{cut('--' + '.'.join(key))}: it needs a value{wanted}")
         return "true"
     if leaf is None and (text.startswith("{") or (key[0] == "optimizer" and len(key) > 1)):
         return parse_value(text)

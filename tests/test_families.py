@@ -12,7 +12,7 @@ import pytest
 
 from litgpt import families, prompts
 from litgpt.config import FIELDS, Config
-from litgpt.errors import InputError, MissingError
+from litgpt.errors import InputError, MissingError, UserError
 
 # A row changed on purpose: put the new hash here, and say in the commit which public fact changed it.
 PINNED = {
@@ -186,3 +186,9 @@ def test_every_row_agrees_with_the_traits_of_its_family(family):
 def test_a_model_type_belongs_to_one_family():
     spellings = [s for family in families.FAMILIES for s in (family.model_type, *family.aliases)]
     assert len(spellings) == len(set(spellings))
+
+
+def test_a_long_name_is_cut_where_it_is_refused():
+    for look_up in (families.by_name, families.family, families.by_model_type):
+        with pytest.raises(UserError, match=r" 'x{56}\.\.\.(,| is not)"):
+            look_up("x" * 10_000)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from litgpt.errors import InputError, MissingError, near_miss
+from litgpt.errors import InputError, MissingError, near_miss, shown
 from litgpt.families.deepseek import DEEPSEEK
 from litgpt.families.falcon import FALCON
 from litgpt.families.gemma import GEMMA, GEMMA2, GEMMA3
@@ -76,7 +76,7 @@ def by_name(model_name: str) -> tuple[Family, Mapping[str, Any]]:
     if found is None:
         nearest = near_miss(str(model_name).rsplit("/", 1)[-1], names())
         known = nearest or f"; some that are: {', '.join(EXAMPLES)}"
-        raise MissingError(f"model '{model_name}' is not known{known} (litgpt download list shows all)")
+        raise MissingError(f"model {shown(model_name)} is not known{known} (litgpt download list shows all)")
     return found
 
 
@@ -85,7 +85,7 @@ def family(name: str) -> Family:
     for known in FAMILIES:
         if known.name == name:
             return known
-    raise InputError(f"family is '{name}', must be one of {', '.join(known.name for known in FAMILIES)}")
+    raise InputError(f"family is {shown(name)}, must be one of {', '.join(known.name for known in FAMILIES)}")
 
 
 def by_model_type(model_type: str) -> Family:
@@ -93,7 +93,7 @@ def by_model_type(model_type: str) -> Family:
     types = {spelling: known for known in FAMILIES for spelling in (known.model_type, *known.aliases)}
     if model_type not in types:
         raise InputError(
-            f"model_type '{model_type}' is not known{near_miss(str(model_type), types)} "
+            f"model_type {shown(model_type)} is not known{near_miss(str(model_type), types)} "
             f"(LitGPT has {', '.join(sorted(types))})"
         )
     return types[model_type]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
-from litgpt.errors import InputError
+from litgpt.errors import InputError, shown
 
 Fields = Mapping[str, Any]  # Config fields by name
 Hf = Mapping[str, Any]  # a parsed config.json
@@ -180,11 +180,11 @@ def nullable(hf: Hf, name: str, kind: type, absent: Any = None) -> Any:
 def number(name: str, found: Any, kind: type) -> int | float:
     """A finite number; for kind `int` a whole one."""
     if isinstance(found, bool) or not isinstance(found, int | float) or not math.isfinite(found):
-        raise InputError(f"{name} is {found!r}, must be a number")
+        raise InputError(f"{name} is {shown(found)}, must be a number")
     if kind is float:
         return found
     if found != int(found):
-        raise InputError(f"{name} is {found!r}, must be an integer")
+        raise InputError(f"{name} is {shown(found)}, must be an integer")
     return int(found)
 
 
@@ -193,7 +193,7 @@ _WORDS = {bool: "true or false", str: "a string", list: "a list", dict: "a mappi
 
 def instance(name: str, found: Any, kind: type) -> Any:
     if not isinstance(found, kind):
-        raise InputError(f"{name} is {found!r}, must be {_WORDS[kind]}")
+        raise InputError(f"{name} is {shown(found)}, must be {_WORDS[kind]}")
     return found
 
 
@@ -204,7 +204,7 @@ def expect(hf: Hf, **allowed: Any) -> None:
         found = hf.get(name)
         if found is not None and found not in values:
             known = " or ".join(repr(v) for v in values)
-            raise InputError(f"{name} is {found!r}, which LitGPT does not have (only {known})")
+            raise InputError(f"{name} is {shown(found)}, which LitGPT does not have (only {known})")
 
 
 def biases(qkv: bool, proj: bool, mlp: bool) -> dict[str, Any]:
@@ -239,7 +239,9 @@ def layer_pattern(hf: Hf, otherwise: list[int]) -> list[int]:
         return otherwise
     for kind in types:
         if kind not in _LAYER_TYPES:
-            raise InputError(f"layer_types holds {kind!r}, which LitGPT does not have (only {', '.join(_LAYER_TYPES)})")
+            raise InputError(
+                f"layer_types holds {shown(kind)}, which LitGPT does not have (only {', '.join(_LAYER_TYPES)})"
+            )
     return [_LAYER_TYPES[kind] for kind in types]
 
 
@@ -293,7 +295,7 @@ def scaling_kind(adjustments: Fields) -> str:
             raise InputError(f"rope_adjustments of kind {kinds[0]} lacks {name}")
     for name in adjustments:
         if name not in {**scaling.required, **scaling.optional}:
-            raise InputError(f"rope_adjustments has the unknown key '{name}' for kind {kinds[0]}")
+            raise InputError(f"rope_adjustments has the unknown key {shown(name)} for kind {kinds[0]}")
     return kinds[0]
 
 
@@ -326,7 +328,9 @@ def _read_scaling(hf: Hf, rope: Hf) -> dict[str, Any] | None:
         return None
     kind = "longrope" if "short_factor" in rope and kind in ("su", "yarn") else kind  # older names, Phi-3
     if kind not in SCALINGS:
-        raise InputError(f"rope_type is '{kind}', which LitGPT does not have (only default, {', '.join(SCALINGS)})")
+        raise InputError(
+            f"rope_type is {shown(kind)}, which LitGPT does not have (only default, {', '.join(SCALINGS)})"
+        )
     scaling = SCALINGS[kind]
     original = "original_max_position_embeddings"
     trained = value(hf, original, int, rope.get(original) or hf.get("max_position_embeddings"))

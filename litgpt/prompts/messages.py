@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from litgpt.errors import InputError, require_type
+from litgpt.errors import InputError, require_type, shown
 
 Message = Mapping[str, Any]
 EXAMPLE = "a list of messages such as {'role': 'user', 'content': 'Hello'}"
@@ -55,7 +55,7 @@ def take_system(messages: list[dict[str, Any]], strips: Sequence[str] = ()) -> t
     for number, message in enumerate(messages, start=1):
         role, content = message["role"], message.get("content")
         if role not in ("user", "assistant") and (role, number) != ("system", 1):
-            raise InputError(f"message {number}: this prompt style has no place here for the role {role!r}")
+            raise InputError(f"message {number}: this prompt style has no place here for the role {shown(role)}")
         if not isinstance(content, str):
             raise InputError(f"message {number}: this prompt style takes text as 'content'")
         turns.append({**message, "content": content.strip() if role in strips else content})

@@ -17,6 +17,8 @@ from jinja2.exceptions import SecurityError, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
+from litgpt.errors import shown
+
 SPAN_NAME = "litgpt_span"  # the template variable that holds the two marks around what the assistant wrote
 MOST_BITS = 4096  # of a power
 MOST_REPEATS = 1_000_000  # characters or entries of a repeated sequence
@@ -41,7 +43,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset(("*", "**"))
 
     def unsafe_undefined(self, obj: Any, attribute: str) -> Any:
-        raise SecurityError(f"reaches for {attribute!r} of a {type(obj).__name__}")
+        raise SecurityError(f"reaches for {shown(attribute)} of a {type(obj).__name__}")
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         if _is_huge(operator, left, right):
@@ -54,7 +56,7 @@ class PublicNamespace(Namespace):
 
     def __setitem__(self, name: str, value: Any) -> None:
         if name.startswith("_"):
-            raise SecurityError(f"sets {name!r} of a namespace")
+            raise SecurityError(f"sets {shown(name)} of a namespace")
         super().__setitem__(name, value)
 
 
