@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from litgpt import estimate
+from litgpt import estimate, families
 from litgpt.args import EvalArgs, LogArgs, TrainArgs, plain
 from litgpt.config import Config
 from litgpt.data.base import DataModule
@@ -132,13 +132,15 @@ def choose_config(name: str, given: Config | None, checkpoint_dir: Path | None, 
         from litgpt import checkpoint
 
         saved = Config.from_checkpoint(checkpoint.find(checkpoint_dir))
-        config = config or (saved if Path(name).name in ("", saved.name) else Config.from_name(name))
+        is_another = families.find(name) and Path(name).name != saved.name
+        config = config or (Config.from_name(name) if is_another else saved)
         if different := config.differences(saved):
             raise InputError(
                 f"initial_checkpoint_dir {checkpoint_dir} holds another model than {name}: {', '.join(different[:5])} "
                 "differ; give the name of its model"
             )
     config = config or Config.from_name(name)
+    config = config if config.name else dataclasses.replace(config, name=name)
     if train.tie_embeddings is not None and (train.tie_embeddings or "tie_embeddings" in train.given):
         if checkpoint_dir is not None and config.tie_embeddings != train.tie_embeddings:
             raise InputError(
@@ -216,6 +218,8 @@ class Job:
             )
         if not 0 <= self.seed < 2**63:
             raise InputError(f"seed is {self.seed}; give a number from 0 to 2**63 - 1")
+        if self.config.family:
+            self.config.to_hf()  # what config.json cannot say is said now, not after the training
         self.train.fitted(self.seq_length, world_size=self.machine.world_size)
         rate, self.optimizer_states = optimizers.require_valid(self.optimizer, self.machine.device)
         if "min_lr" in self.train.given and self.train.min_lr > rate:
@@ -444,17 +448,22 @@ def _announce(fabric: Fabric, job: Job, schedule: Schedule) -> None:
 
     train, ranks = job.train, job.machine.world_size
     step_tokens = train.global_batch_size * job.seq_length
+    assert job.ready is not None
+    samples = job.ready.train_dataloader().samples
+    passes = round(schedule.steps * train.global_batch_size / samples)
     steps = f"{schedule.steps:,}" if schedule.steps else f"as many as {duration(train.max_time or 0)} allows"
     rows = {
-        "model": f"{job.config.name or 'of your own'}, {quantity(estimate.parameters(job.config).total)} parameters",
+        "model": f"{job.config.name}, {quantity(estimate.parameters(job.config).total)} parameters"
+        + ("" if job.config.family else "; no Hugging Face family has its mix of switches: LitGPT alone will open it"),
         "on": f"{job.machine}, precision {job.precision}",
-        "memory": f"about {estimate.in_words(job.memory().total)} for weights, gradients, optimizer and activations, "
+        "memory": f"about {estimate.in_words(job.memory().total)} on top of Python and torch, "
         f"{estimate.in_words(job.machine.free_memory())} free",
         "batch": f"{train.global_batch_size} rows of {job.seq_length} tokens = {train.micro_batch_size} at a time x "
         f"{train.accumulation(ranks)} accumulated x {ranks} device{'s' * (ranks > 1)}",
         "steps": f"{steps}, the first {schedule.warmup} to warm up",
         "tokens": f"{quantity(schedule.steps * step_tokens)}" if schedule.steps else "until the time is over",
-        "data": f"{quantity(job.ready.train_dataloader().samples)} rows to train on",  # type: ignore[union-attr]
+        "data": f"{quantity(samples)} row{'s' * (samples > 1)} to train on"
+        + (f", each about {passes} times" if passes > 1 else ""),
     }
     if job.reduced:
         fabric.print(f"defaults reduced to fit this run: {', '.join(job.reduced)}")

@@ -377,3 +377,21 @@ def test_a_text_shorter_than_the_context_makes_shorter_rows(
     runs.run(folder, tmp_path / "run", data=data, train={"max_seq_length": None, "max_steps": 2})
     assert "train.max_seq_length 64 -> " in capsys.readouterr().out
     assert (tmp_path / "run" / "final" / "config.json").is_file()
+
+
+def test_a_model_of_ones_own_keeps_its_name_and_is_continued_by_it(folder: Path, tmp_path: Path) -> None:
+    mine = shrunk("pythia-14m", name="", hf_config={})
+    runs.run(folder, tmp_path / "one", model_name="mine", model_config=mine, train=SHORT)
+    final = tmp_path / "one" / "final"
+    assert Config.from_checkpoint(final).name == "mine"
+    runs.run(folder, tmp_path / "two", model_name="mine", model_config=None, initial_checkpoint_dir=final, train=SHORT)
+
+
+def test_a_mix_that_no_family_has_is_said_before_it_is_trained(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mix = shrunk("pythia-14m", norm_class_name="RMSNorm", family="")
+    runs.run(folder, tmp_path / "run", model_config=mix, train=SHORT)
+    assert "LitGPT alone will open it" in capsys.readouterr().out
+    assert not (tmp_path / "run" / "final" / "config.json").exists()
+    assert checkpoint.load_model(tmp_path / "run" / "final").config.norm_class_name == "RMSNorm"
