@@ -77,6 +77,9 @@ def answer_mask(encoded: Encoded, spans: Iterable[tuple[int, int]]) -> list[bool
     return mask
 
 
+_REMEDY = "add {% generation %} tags to it, or use another style with --prompt_style"
+
+
 def mark_answers(messages: list[dict[str, Any]], run: Callable[..., str], source: str) -> str:
     """The text of a conversation with marks around its answers, for a template without generation tags.
 
@@ -85,11 +88,11 @@ def mark_answers(messages: list[dict[str, Any]], run: Callable[..., str], source
     """
     answers = [m for m in messages if m["role"] == "assistant"]
     if any(m.get("tool_calls") or not isinstance(m.get("content"), str) for m in answers):
-        raise InputError(f"{source} needs {{% generation %}} tags for training on answers with tool calls")
+        raise InputError(f"{source} does not say where answers with tool calls begin; {_REMEDY}")
     marked = run([_marked(m) if m["role"] == "assistant" else m for m in messages], False)
     text = run(messages, False)
     if marked.translate(UNSPANNED) != text or marked.count(SPAN[1]) != len(answers):
-        raise InputError(f"{source} rewrites answers, so what to train on is unclear; add {{% generation %}} tags")
+        raise InputError(f"{source} rewrites answers, so what to train on is unclear; {_REMEDY}")
     prompted = run(messages, True)
     header = prompted[len(text) :] if prompted.startswith(text) else ""
     *answered, rest = END_OF_TURN.sub(rf"\1{SPAN[1]}", marked).split(SPAN[1])
@@ -110,6 +113,6 @@ def _opened(answer: str, header: str, source: str) -> str:
     at = answer.rfind(header, 0, begin if begin >= 0 else len(answer)) if header else -1
     at = at + len(header) if at >= 0 else begin
     if at < 0:
-        raise InputError(f"{source} hides where answers begin; add {{% generation %}} tags")
+        raise InputError(f"{source} hides where answers begin; {_REMEDY}")
     bare = answer.replace(SPAN[0], "")
     return bare[:at] + SPAN[0] + bare[at:]
