@@ -79,7 +79,7 @@ class TrainArgs(_Args):
     max_steps: int | None = None
     """Steps after which to stop. Of the limits that are set, the first to be reached ends the run."""
     max_time: float | None = None
-    """Seconds after which to stop."""
+    """Seconds after which to stop, all resumes taken together."""
     max_seq_length: int | None = None
     """Longest sample in tokens; null: the model's block size, or the longest sample of the data if that is less."""
     tie_embeddings: bool | None = None

@@ -254,19 +254,23 @@ def _settle(run: Run, stop: Stop) -> None:
 
 
 def _finish(run: Run, stop: Stop) -> None:
-    """The last step: weights first, then validation, then the mark that says the run is complete."""
+    """The last step: weights first, then validation, then the mark that says the run is complete.
+
+    A run whose time was over before its steps is not: it leaves a checkpoint from which more time takes it on.
+    """
     _require_sound(run)
     row = run.state.pending or {"step": run.state.at.step}
     run.state.pending = row
-    if due(run.train.save_interval, run.state.at.step):
+    complete = run.is_over or not run.schedule.steps
+    if due(run.train.save_interval, run.state.at.step) or not complete:
         _save_step(run)
     run.write_weights(run.out_dir / FINAL, None)
     if run.eval.final_validation or due(run.eval.interval, run.state.at.step):
         row["val_loss"] = validate(run, stop)
     if "loss" in row and (run.train.log_interval or "val_loss" in row):
         _log(run, row)
-    run.state.pending, run.state.complete = None, True
-    if run.fabric.is_global_zero:
+    run.state.pending, run.state.complete = None, complete
+    if run.fabric.is_global_zero and complete:
         run_state.write_mark(run.out_dir / FINAL, run.state)
 
 

@@ -395,3 +395,12 @@ def test_a_mix_that_no_family_has_is_said_before_it_is_trained(
     assert "LitGPT alone will open it" in capsys.readouterr().out
     assert not (tmp_path / "run" / "final" / "config.json").exists()
     assert checkpoint.load_model(tmp_path / "run" / "final").config.norm_class_name == "RMSNorm"
+
+
+def test_a_run_whose_time_was_over_goes_on_when_it_gets_more(folder: Path, tmp_path: Path) -> None:
+    out_dir = tmp_path / "run"
+    runs.run(folder, out_dir, train={"max_time": 1e-6, "save_interval": 0})
+    assert [path.name for path in out_dir.glob("step-*")] == ["step-00000001"]
+    runs.run(folder, out_dir, train={"max_time": 600.0, "save_interval": 0}, resume="auto")
+    whole = runs.run(folder, tmp_path / "whole", train={"save_interval": 0})
+    assert runs.tensor_bytes(out_dir / "final") == runs.tensor_bytes(whole / "final")
