@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import TextIOWrapper
 from pathlib import Path
@@ -124,6 +127,29 @@ def _read(*, by_hand: bool, multiline: bool) -> str:
     return "\n".join(lines).strip()
 
 
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Notes the first Ctrl-C, to be acted on between two pieces of text; the second is a KeyboardInterrupt at once.
+
+    As an exception it could come while Python cleans up an object, where exceptions are dropped.
+    """
+    noted: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield noted
+        return
+
+    def note(number: int, frame: object) -> None:
+        if noted:
+            raise KeyboardInterrupt
+        noted.append(number)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield noted
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 @dataclass
 class Chat:
     """A conversation and what it remembers."""
@@ -143,15 +169,20 @@ class Chat:
         said = ""
         try:
             self._make_room()
-            for piece in self.session.answer(self.messages(), self.sampling, max_new_tokens=self.max_new_tokens):
-                said += piece
-                print(piece, end="", flush=True)
+            with _interrupts() as interrupted:
+                for piece in self.session.answer(self.messages(), self.sampling, max_new_tokens=self.max_new_tokens):
+                    said += piece
+                    print(piece, end="", flush=True)
+                    if interrupted:
+                        break
         except KeyboardInterrupt:
-            print(" (stopped)", end="", file=sys.stderr, flush=True)
+            interrupted = [signal.SIGINT]
         except UserError as error:
             self.history.pop()
             print(f"error: {error}", file=sys.stderr)
             return
+        if interrupted:
+            print(" (stopped)", end="", file=sys.stderr, flush=True)
         print(flush=True)
         self.history.append({"role": "assistant", "content": said})
 
