@@ -24,7 +24,7 @@ from torch import Tensor
 
 from litgpt import prompts, weights
 from litgpt.config import Config
-from litgpt.errors import InputError, MissingError, UserError, near_miss
+from litgpt.errors import InputError, MissingError, UserError, near_miss, shown
 from litgpt.model import GPT
 from litgpt.prompts import PromptStyle
 from litgpt.storage import (
@@ -142,13 +142,25 @@ class Checkpoint:
             # a router's correction bias is no parameter: it keeps its precision
             is_cast = name.endswith((".weight", ".bias"))
             wanted = dtype if dtype is not None and is_cast else there
-            if name + SCALE in home:
-                scale = home[name + SCALE].fetch(name + SCALE)
-                return _scaled(home[name].fetch(name), scale, self.block, dtype or self.dtype)
+            if there.itemsize == 1:
+                return self._scaled(home, name, dtype or self.dtype)
             return home[name].read(name, wanted) if writable or wanted != there else home[name].fetch(name)
 
         found = {name: entry.shape for name, entry in self._entries().items()}
         return weights.import_(self.config, found, fetch, kind=self.kind, where=self.dir)
+
+    def _scaled(self, home: Mapping[str, weights.TensorFile], name: str, dtype: torch.dtype) -> Tensor:
+        """A weight (R, C) in 8-bit floats times its factors, one a block: (ceil(R / rows), ceil(C / columns))."""
+        weight, path = home[name].fetch(name), home[name].path
+        if name + SCALE not in home:
+            raise InputError(f"{path}: {name} holds 8-bit floats, but {name + SCALE} is missing; download it again")
+        scale = home[name + SCALE].fetch(name + SCALE).float()
+        blocks = tuple(-(-length // size) for length, size in zip(weight.shape, self.block, strict=False))
+        if tuple(scale.shape) != blocks:
+            raise InputError(f"{path}: {name + SCALE} is {tuple(scale.shape)}, must be {blocks}; download it again")
+        for dim, (size, length) in enumerate(zip(self.block, weight.shape, strict=True)):
+            scale = scale.repeat_interleave(size, dim).narrow(dim, 0, length)
+        return (weight.float() * scale).to(dtype)
 
     def _entries(self) -> dict[str, Entry]:
         entries = {name: entry for file in self.files for name, entry in file.entries.items()}
@@ -157,13 +169,6 @@ class Checkpoint:
             for name, entry in entries.items()
             if name.removesuffix(SCALE) not in entries or SCALE not in name
         }
-
-
-def _scaled(weight: Tensor, scale: Tensor, block: tuple[int, int], dtype: torch.dtype) -> Tensor:
-    """A weight (R, C) stored in 8-bit floats, with a factor (ceil(R / rows), ceil(C / columns)) for each block."""
-    for dim, (size, length) in enumerate(zip(block, weight.shape, strict=True)):
-        scale = scale.repeat_interleave(size, dim).narrow(dim, 0, length)
-    return (weight.float() * scale).to(dtype)
 
 
 def open_(directory: str | Path) -> Checkpoint:
@@ -187,8 +192,11 @@ def _block(directory: Path) -> tuple[int, int]:
     """The blocks of weights in 8-bit floats."""
     config = directory / "config.json"
     quantized = (read_json(config) if config.is_file() else {}).get("quantization_config") or {}
-    rows, columns = quantized.get("weight_block_size") or Checkpoint.block
-    return int(rows), int(columns)
+    match quantized.get("weight_block_size") or list(Checkpoint.block):
+        case [int(rows), int(columns)] if rows > 0 and columns > 0:
+            return rows, columns
+        case found:
+            raise InputError(f"{config}: weight_block_size is {shown(found)}, must be two positive integers")
 
 
 def load_model(

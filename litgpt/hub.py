@@ -24,7 +24,8 @@ from urllib.request import getproxies
 
 from litgpt import families
 from litgpt.errors import InputError, MachineError, MissingError, UserError, near_miss
-from litgpt.report import Bar, size
+from litgpt.estimate import in_words
+from litgpt.report import Bar
 from litgpt.storage import disk_errors, read_json, sha256, write_json
 
 T = TypeVar("T")
@@ -218,7 +219,7 @@ class Job:
     def _count(self, n_bytes: int) -> None:
         with self.lock:
             done = (self.bar.n or 0) + n_bytes
-            self.bar.at(done, f"{size(done)} of {size(self.bar.total or 0)}")
+            self.bar.at(done, f"{in_words(done)} of {in_words(self.bar.total or 0)}")
 
 
 # ---------------------------------------------------------------------------------------------------- talking

@@ -20,7 +20,6 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from litgpt.errors import InputError, MachineError
-from litgpt.estimate import in_words as size  # noqa: F401  (rooms that print take their words for numbers from here)
 
 COLUMNS = ("step", "tokens", "loss", "val_loss", "lr", "grad_norm", "tokens_per_second", "seconds")
 RATE_WINDOW = 20.0  # seconds over which the progress line averages the speed

@@ -723,9 +723,18 @@ def test_weights_in_8_bit_floats_are_multiplied_by_the_factors_of_their_blocks(t
     opened = checkpoint.open_(directory)
     exported = dict(weights.export(*_as_found(checkpoint.load_model(opened, dtype=torch.float32))))
 
-    assert opened.dtype == torch.bfloat16 or opened.dtype == torch.float32
     for name, tensor in truth.items():
         torch.testing.assert_close(exported[name], tensor)
+
+    name = next(iter(truth)) + "_scale_inv"
+    for broken in (tensors | {name: torch.ones(1, 9)}, {n: t for n, t in tensors.items() if n != name}):
+        save_file(broken, directory / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(InputError, match=name):
+            checkpoint.load_model(directory)
+    for block in ("wide", [20], [20, 0]):
+        edit_json(directory / "config.json", quantization_config={"quant_method": "fp8", "weight_block_size": block})
+        with pytest.raises(InputError, match="weight_block_size"):
+            checkpoint.open_(directory)
 
 
 def _as_found(model):

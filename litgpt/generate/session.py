@@ -16,11 +16,11 @@ from litgpt import estimate, families, prompts
 from litgpt.checkpoint import find, load_model, open_
 from litgpt.config import Config
 from litgpt.errors import InputError, MissingError, near_miss, require_type
+from litgpt.estimate import in_words
 from litgpt.generate.engine import Engine
 from litgpt.generate.sampling import Sampling, StopAutomaton
 from litgpt.launch import machine, peak_memory
 from litgpt.prompts import PromptStyle
-from litgpt.report import size
 from litgpt.tokenizer import Tokenizer
 
 PRECISIONS = {
@@ -105,7 +105,7 @@ class Session:
 
     def memory(self) -> str:
         """Most memory held so far, in words."""
-        return size(peak_memory(self.engine.device))
+        return in_words(peak_memory(self.engine.device))
 
 
 def _filtered(watch: StopAutomaton[str], text: str) -> str:

@@ -50,7 +50,7 @@ def main(checkpoint_dir: Path, *, model_name: str | None = None, dtype: str | No
     if dtype is not None and dtype not in DTYPES:
         raise InputError(f"--dtype {dtype} is not one of {', '.join(DTYPES)}{near_miss(dtype, DTYPES)}")
     from litgpt.checkpoint import find
-    from litgpt.report import size
+    from litgpt.estimate import in_words
     from litgpt.scripts.source import open_model
 
     directory = find(checkpoint_dir)
@@ -62,7 +62,7 @@ def main(checkpoint_dir: Path, *, model_name: str | None = None, dtype: str | No
     require_writable(directory)
     _write(opened, fields, dtype)
     n_bytes = (directory / LIT_MODEL).stat().st_size
-    print(f"Wrote {LIT_MODEL} ({size(n_bytes)}) and {MODEL_CONFIG} for LitGPT 0.5 to {directory}.")
+    print(f"Wrote {LIT_MODEL} ({in_words(n_bytes)}) and {MODEL_CONFIG} for LitGPT 0.5 to {directory}.")
     print(f"The way back: litgpt convert_from_litgpt {directory} --output_dir DIR")
 
 

@@ -19,8 +19,9 @@ from typing import Any
 from litgpt import families, hub
 from litgpt.config import Config
 from litgpt.errors import InputError, MissingError, UserError, near_miss
+from litgpt.estimate import in_words
 from litgpt.hub import RemoteFile, Repository
-from litgpt.report import next_commands, size
+from litgpt.report import next_commands
 from litgpt.storage import MANIFEST, atomic_dir, disk_errors, read_json, recover, sha256, verify, write_json
 from litgpt.tokenizer import FILES as TOKENIZER
 
@@ -147,7 +148,7 @@ def _about_pickles(name: str, example: str, is_allowed: bool) -> str:
 
 def _get(repository: Repository, wanted: list[RemoteFile], target: Path, source: Mapping[str, Any]) -> None:
     """Make `target` hold `wanted`, from what lies there already and the Hub."""
-    amount = f"{len(wanted)} files, {size(sum(file.size for file in wanted))}, commit {repository.commit[:12]}"
+    amount = f"{len(wanted)} files, {in_words(sum(file.size for file in wanted))}, commit {repository.commit[:12]}"
     part = target.with_name(f".{target.name}.part")
     if _is_complete(target, wanted, source):
         shutil.rmtree(part, ignore_errors=True)

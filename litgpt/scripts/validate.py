@@ -99,7 +99,8 @@ def _checked_tokenizer(directory: Path, config: Config) -> Tokenizer | None:
 
 
 def _contents(opened: Checkpoint) -> dict[str, str]:
-    from litgpt.report import quantity, size
+    from litgpt.estimate import in_words
+    from litgpt.report import quantity
 
     config, count = opened.config, estimate.parameters(opened.config)
     n_bytes = sum(entry.nbytes for file in opened.files for entry in file.entries.values())
@@ -110,7 +111,7 @@ def _contents(opened: Checkpoint) -> dict[str, str]:
             filter(None, [config.family or "none of Hugging Face's", config.name and f"({config.name})"])
         ),
         "parameters": f"{count.total:,} ({quantity(count.total)}){active}",
-        "weights": f"{str(opened.dtype).removeprefix('torch.')}, {size(n_bytes)} in {len(opened.files)} file(s)",
+        "weights": f"{str(opened.dtype).removeprefix('torch.')}, {in_words(n_bytes)} in {len(opened.files)} file(s)",
         "context": f"{config.block_size:,} tokens",
         "vocabulary": f"{config.vocab_size:,} tokens, {config.padded_vocab_size:,} rows",
     }
