@@ -41,6 +41,26 @@ def test_any_number_of_ranks_and_any_micro_batch_see_the_same_order(world, batch
     assert taken(ranks(21, batch, world), rounds=64 // (batch * world)) == whole
 
 
+@pytest.mark.parametrize(("batch", "world"), [(1, 1), (2, 1), (8, 1), (1, 2), (4, 2), (2, 4)])
+def test_a_step_is_the_same_samples_for_any_micro_batch_and_any_number_of_ranks(batch, world):
+    loaders = ranks(samples=21, batch=batch, world=world)
+    for step in range(6):  # across the end of two epochs
+        parts = [loader.step(8) for loader in loaders]
+        assert {len(part) for part in parts} == {8 // (batch * world)}
+        whole = taken(ranks(21, 8, world=1), rounds=6)[8 * step : 8 * step + 8]
+        assert [row for turn in zip(*parts, strict=True) for rows in turn for row in rows] == whole
+    assert {json.dumps(loader.state_dict()) for loader in loaders} == {'{"epoch": 2, "sample": 6}'}
+
+
+def test_a_step_that_fills_no_round_of_batches_is_filled_with_rows_that_do_not_count():
+    blocks = Blocks(np.arange(100, dtype=np.uint16), length=4)
+    loaders = [TrainLoader(blocks, blocks.collate, 2, 0, rank, 2) for rank in range(2)]
+    batches = [loader.step(5) for loader in loaders]
+    assert [len(of_rank) for of_rank in batches] == [2, 2]
+    assert sum(int((b["labels"] != IGNORE).any(1).sum()) for of_rank in batches for b in of_rank) == 5
+    assert loaders[0].state_dict() == loaders[1].state_dict() == {"epoch": 0, "sample": 5}
+
+
 def test_an_epoch_holds_every_row_once_and_the_next_has_another_order():
     rows = taken([train(samples=50, batch=5)], rounds=20)
     assert sorted(rows[:50]) == sorted(rows[50:]) == list(range(50))

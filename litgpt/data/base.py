@@ -44,8 +44,16 @@ class Loader(Protocol):
 class StatefulLoader(Loader, Protocol):
     """For training: never ends, goes from one epoch's order to the next; the loop says when it is enough."""
 
+    def step(self, samples: int) -> list[Batch]:
+        """This rank's micro-batches of one optimizer step over the next `samples` samples of all ranks together.
+
+        Equally many on every rank, at least one; one that has nothing left to hold has no label that counts. Which
+        samples make up a step does not depend on ranks, micro-batches or packing.
+        """
+        ...
+
     def state_dict(self) -> dict[str, int]:
-        """Where the next batch begins, `{"epoch", "sample"}`: counts what was yielded, and is the same on all ranks."""
+        """Where the next step begins, `{"epoch", "sample"}`: counts what was taken, and is the same on all ranks."""
         ...
 
     def load_state_dict(self, state: dict[str, int]) -> None:

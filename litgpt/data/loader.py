@@ -51,10 +51,14 @@ class TrainLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         while True:
-            first = self._next + self.rank * self.batch_size
-            rows = [self.rows[self._row(sample)] for sample in range(first, first + self.batch_size)]
-            self._next += self.batch_size * self.world_size
-            yield self.collate(rows, self.batch_size)
+            yield from self.step(self.batch_size * self.world_size)
+
+    def step(self, samples: int) -> list[Batch]:
+        end = self._next + samples
+        firsts = range(self._next, end, self.batch_size * self.world_size)
+        mine = [first + self.rank * self.batch_size for first in firsts]
+        self._next = end
+        return [self._batch(first, min(first + self.batch_size, end)) for first in mine]
 
     def state_dict(self) -> dict[str, int]:
         epoch, sample = divmod(self._next, self.samples)
@@ -62,6 +66,9 @@ class TrainLoader:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self._next = state["epoch"] * self.samples + min(state["sample"], self.samples)
+
+    def _batch(self, first: int, end: int) -> Batch:
+        return self.collate([self.rows[self._row(sample)] for sample in range(first, end)], self.batch_size)
 
     def _row(self, sample: int) -> int:
         epoch, index = divmod(sample, self.samples)
