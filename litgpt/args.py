@@ -92,6 +92,8 @@ class TrainArgs(_Args):
     """Steps with a loss or gradient that is not finite to leave out before the run is given up."""
     keep_last: int | None = None
     """Keep this many of the newest step checkpoints; null: all."""
+    gradient_checkpointing: bool = False
+    """Keep only the input of each block for the backward pass and compute the rest again: a third slower, far smaller."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -222,10 +224,14 @@ class EvalArgs(_Args):
     """Validate after the last step."""
     evaluate_example: str | int = "first"
     """Which validation sample to show an answer to: first, random, or its number."""
+    keep_best: bool = False
+    """Keep the weights with the lowest validation loss so far in out_dir/best."""
+    patience: int | None = None
+    """End the run after so many validations in a row without a lower loss; null: never."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require_at_least("eval", self, {"interval": 0, "max_new_tokens": 0, "max_iters": 1})
+        _require_at_least("eval", self, {"interval": 0, "max_new_tokens": 0, "max_iters": 1, "patience": 1})
         example = self.evaluate_example
         if not (example in ("first", "random") or (str(example).isdecimal())):
             raise InputError(

@@ -166,26 +166,28 @@ def training_memory(
     optimizer_states: int = 2,
     trainable: int | None = None,
     accelerator: str = "cpu",
+    checkpointed: bool = False,
 ) -> Memory:
     """Peak of one device that holds the whole model.
 
     Args:
         optimizer_states: numbers per trained parameter (AdamW: 2).
-        trainable: how many parameters are trained; None: all.
+        trainable: parameters added to a frozen model and trained, in fp32; None: the model itself is trained.
         accelerator: "cpu", or what takes larger pieces at a time.
+        checkpointed: whether blocks are computed again for the backward pass.
     """
     weight, state, activation = _bytes_of(precision)
     total = parameters(config).total
-    trained = total if trainable is None else trainable
+    added = trainable or 0
+    trained, gradient = (total, weight) if trainable is None else (added, 4)
     copies = total * activation if weight != activation else 0  # autocast keeps its casts of the weights
     tokens = micro_batch_size * seq_len
+    loss = _loss_bytes(config, tokens, accelerator, with_head=trainable is None)
     return Memory(
-        weights=total * weight,
-        gradients=trained * weight,
-        optimizer=trained * optimizer_states * state,
-        activations=copies
-        + tokens * _kept_per_token(config, seq_len, activation)
-        + _loss_bytes(config, tokens, accelerator),
+        weights=total * weight + added * 4,
+        gradients=trained * gradient,
+        optimizer=trained * optimizer_states * max(state, gradient),
+        activations=copies + tokens * _kept_per_token(config, seq_len, activation, checkpointed) + loss,
     )
 
 
@@ -204,10 +206,11 @@ def _bytes_of(precision: str) -> tuple[int, int, int]:
     return PRECISIONS.get(precision.removesuffix("-true"), PRECISIONS["32"])
 
 
-def _kept_per_token(config: Config, seq_len: int, dtype_bytes: int) -> int:
+def _kept_per_token(config: Config, seq_len: int, dtype_bytes: int, checkpointed: bool = False) -> int:
     """Bytes that the backward pass needs of one token: every layer's, and the input of the head."""
-    layers = sum(_layer_elements(config, layer, seq_len, kept=True) for layer in range(config.n_layer))
-    return (layers + 2 * config.n_embd) * dtype_bytes
+    layers = [_layer_elements(config, layer, seq_len, kept=True) for layer in range(config.n_layer)]
+    kept = max(layers) + config.n_layer * config.n_embd if checkpointed else sum(layers)
+    return (kept + 2 * config.n_embd) * dtype_bytes
 
 
 def _layer_elements(config: Config, layer: int, seq_len: int, *, kept: bool) -> int:
@@ -240,13 +243,13 @@ def _mlp_elements(config: Config, layer: int) -> int:
     return chosen * stages * _expert_width(config) + 3 * config.n_expert_per_token * config.n_embd
 
 
-def _loss_bytes(config: Config, tokens: int, accelerator: str) -> int:
-    """Some rows of logits in fp32 with their gradient, and the head's gradient."""
+def _loss_bytes(config: Config, tokens: int, accelerator: str, *, with_head: bool = True) -> int:
+    """Some rows of logits in fp32 with their gradient, and the head's gradient where it is trained."""
     from litgpt.loss import CPU_LOGITS, DEVICE_LOGITS  # brings torch, which whoever trains has loaded
 
     at_once = CPU_LOGITS if accelerator == "cpu" else DEVICE_LOGITS
     rows = config.padded_vocab_size or 0
-    return 3 * 4 * min(tokens * rows, at_once) + 4 * rows * config.n_embd
+    return 3 * 4 * min(tokens * rows, at_once) + 4 * rows * config.n_embd * with_head
 
 
 # --- what there is ---------------------------------------------------------------------------------------------------

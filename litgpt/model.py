@@ -21,6 +21,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from typing_extensions import Self
 
 from litgpt.config import Config
@@ -49,6 +50,7 @@ class GPT(nn.Module):
         # Gemma 3: layers that look at their neighbourhood turn faster, and are never stretched
         self.local_rope = Rope(config, config.rope_local_base_freq, None) if config.rope_local_base_freq else None
         self.kv_cache: KVCache | None = None
+        self.gradient_checkpointing = False  # compute blocks again in the backward pass instead of keeping their insides
         self.tie_weights()
 
     def tie_weights(self) -> None:
@@ -125,8 +127,12 @@ class GPT(nn.Module):
         if cache is None and input_pos is not None:
             cache = self.kv_cache
         x, shared = self.embed(idx), self.share(idx, input_pos, cache, doc_ids)
+        recompute = self.gradient_checkpointing and cache is None and torch.is_grad_enabled()
         for layer, block in enumerate(self.blocks):
-            x = block(x, shared, None if cache is None else cache.layers[layer])
+            if recompute:
+                x = checkpoint(block, x, shared, use_reentrant=False)
+            else:
+                x = block(x, shared, None if cache is None else cache.layers[layer])
         x = self.transformer["ln_f"](x[:, -1:] if last_only else x)
         softcap = self.config.final_logit_softcapping
         if targets is not None:

@@ -22,6 +22,7 @@ from litgpt.model import (
     qkv_rows,
     split_qkv,
 )
+from tests.makers.checkpoints import random_gpt
 from tests.makers.configs import NAMES, shrunk
 
 LENGTH = 21  # past the shrunken window of 8 and the shrunken original context of 16
@@ -281,3 +282,17 @@ def test_the_loss_in_chunks_is_the_loss_at_once(dtype, softcap, monkeypatch):
         assert_close(ours, theirs, **tolerance)
     nothing = linear_cross_entropy(hidden, weight, torch.full_like(targets, -100), bias=bias, softcap=softcap)
     assert (nothing.total.item(), nothing.count.item()) == (0.0, 0)
+
+
+@pytest.mark.parametrize("name", ["pythia-14m", "Mixtral-8x7B-v0.1", "Gemma-2-2b"])
+def test_gradient_checkpointing_changes_no_gradient(name: str) -> None:
+    model = random_gpt(shrunk(name)).train()
+    ids = torch.arange(24).view(2, 12) % 50
+    gradients = []
+    for recompute in (False, True):
+        model.gradient_checkpointing = recompute
+        model.zero_grad()
+        model(ids, targets=ids).total.backward()
+        gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    for kept, again in zip(*gradients, strict=True):
+        assert torch.equal(kept, again)
