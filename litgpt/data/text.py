@@ -19,7 +19,7 @@ from litgpt.errors import InputError, MachineError, MissingError, extra_missing,
 KINDS = (".txt", ".md", ".jsonl")
 EXPECTED = ".txt, .md or .jsonl files, each also as .gz or .zst"
 
-_BOM = "\ufeff"
+BOM = "\ufeff"
 _READ_BYTES = 1 << 18
 _ROWS_COUNTED = 1000  # rows after the first bad one of which an error says how many are bad too
 
@@ -46,7 +46,7 @@ def read_documents(
     that was taken from the disk.
     """
     for file in files:
-        chunks = _chunks(file, on_read)
+        chunks = file_chunks(file, on_read)
         documents = _rows(chunks, file, key) if _kind(file) == ".jsonl" else _whole(chunks, file)
         yield from _at_least_one(documents, file)
 
@@ -97,7 +97,7 @@ def _summary(others: list[Path]) -> str:
 def _kind(path: Path) -> str | None:
     """The suffix below any compression, in lower case, when it is one that we read."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes and suffixes[-1] in _DECODERS:
+    if suffixes and suffixes[-1] in DECODERS:
         suffixes.pop()
     return suffixes[-1] if suffixes and suffixes[-1] in KINDS else None
 
@@ -113,16 +113,16 @@ def _at_least_one(documents: Iterator[str], file: Path) -> Iterator[str]:
 
 
 def _whole(chunks: Iterator[bytes], file: Path) -> Iterator[str]:
-    text = _decode(b"".join(chunks), str(file)).removeprefix(_BOM)
+    text = decoded(b"".join(chunks), str(file)).removeprefix(BOM)
     yield text.replace("\r\n", "\n").replace("\r", "\n").strip()
 
 
 def _rows(chunks: Iterator[bytes], file: Path, key: str) -> Iterator[str]:
     offset = 0
-    lines = _lines(chunks)
+    lines = byte_lines(chunks)
     for number, line in enumerate(lines, start=1):
         where = f"{file}:{number}"
-        text = _decode(line, where, offset).strip(_BOM)
+        text = decoded(line, where, offset).strip(BOM)
         if text.strip():
             row = _row(text, where, key)
             if key not in row:
@@ -140,7 +140,7 @@ def _row(line: str, where: str, key: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where}: not a JSON row ({error}); mend or remove it") from None
     if not isinstance(row, dict):
-        raise InputError(f'{where}: a row must be an object such as {{"{key}": "..."}}, not {_json_type(row)}')
+        raise InputError(f'{where}: a row must be an object such as {{"{key}": "..."}}, not {json_type(row)}')
     return row
 
 
@@ -154,17 +154,17 @@ def _lacks(key: str, line: bytes) -> bool:
 
 def _remedy(row: dict[str, Any], more: int) -> str:
     also = f" (nor have {more:,} of the next {_ROWS_COUNTED:,} rows)" if more else ""
-    return f"it has {_listed(row)}{also}; rename the key, or name it with --data.text_key where you pretrain"
+    return f"it has {listed(row)}{also}; rename the key, or name it with --data.text_key where you pretrain"
 
 
 def _text_of_row(row: dict[str, Any], where: str, key: str) -> str:
     text = row[key]
     if not isinstance(text, str):
-        raise InputError(f"{where}: the value of {shown(key)} must be text, not {_json_type(text)}")
-    return _without_surrogates(text, where, key).strip()
+        raise InputError(f"{where}: the value of {shown(key)} must be text, not {json_type(text)}")
+    return whole_characters(text, where, key).strip()
 
 
-def _without_surrogates(text: str, where: str, key: str) -> str:
+def whole_characters(text: str, where: str, key: str) -> str:
     # JSON may spell half of a pair ("\ud83d"), which is no character: no tokenizer takes it
     try:
         text.encode()
@@ -174,17 +174,17 @@ def _without_surrogates(text: str, where: str, key: str) -> str:
     return text
 
 
-def _json_type(value: object) -> str:
+def json_type(value: object) -> str:
     names = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", str: "text", list: "a list"}
     return names.get(type(value), "an object")
 
 
-def _listed(row: dict) -> str:
+def listed(row: dict) -> str:
     keys = [shown(name) for name in row]
     return ", ".join(keys[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "") if keys else "none"
 
 
-def _decode(data: bytes, where: str, offset: int = 0) -> str:
+def decoded(data: bytes, where: str, offset: int = 0) -> str:
     """UTF-8, or the error that says at which byte of the (decompressed) file it ends being that."""
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise InputError(f"{where}: not UTF-8 at byte {offset}; it looks like UTF-16: {_convert('UTF-16')}")
@@ -203,7 +203,7 @@ def _convert(encoding: str) -> str:
     return f"convert it with iconv -f {encoding} -t UTF-8"
 
 
-def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
+def byte_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
     """The lines with their ends; the last one may lack it."""
     begun: list[bytes] = []
     for chunk in chunks:
@@ -216,12 +216,12 @@ def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
         yield b"".join(begun)
 
 
-def _chunks(file: Path, on_read: Callable[[int], object]) -> Iterator[bytes]:
+def file_chunks(file: Path, on_read: Callable[[int], object]) -> Iterator[bytes]:
     """The decompressed bytes of a file, a piece at a time."""
     suffix = file.suffix.lower()
     try:
         stored = _stored(file, on_read)
-        yield from _decompressed(stored, file, _DECODERS[suffix]) if suffix in _DECODERS else stored
+        yield from _decompressed(stored, file, DECODERS[suffix]) if suffix in DECODERS else stored
     except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
         raise InputError(f"{file}: cannot be opened ({error.strerror}); check its path and permissions") from None
     except OSError as error:
@@ -265,4 +265,4 @@ def _zstd() -> tuple[Any, type[Exception]]:
     return zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj(), zstandard.ZstdError
 
 
-_DECODERS = {".gz": _gzip, ".zst": _zstd}  # a fresh decoder of one frame, and what it raises
+DECODERS = {".gz": _gzip, ".zst": _zstd}  # a fresh decoder of one frame, and what it raises
