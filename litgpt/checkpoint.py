@@ -27,6 +27,7 @@ from litgpt.config import Config
 from litgpt.errors import InputError, MissingError, UserError, near_miss, shown
 from litgpt.model import GPT
 from litgpt.prompts import PromptStyle
+from litgpt.quantize import Quantizer
 from litgpt.storage import (
     FORMAT_VERSION,
     atomic_dir,
@@ -205,6 +206,7 @@ def load_model(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     writable: bool = False,
+    quantize: str | None = None,
 ) -> GPT:
     """The model of a checkpoint, in little more memory than its weights take.
 
@@ -212,12 +214,19 @@ def load_model(
         dtype: of all parameters; None: that of most of the weights in the files.
         writable: give every parameter memory of its own, for training. Otherwise, on the CPU, what can lies on the
             mapped files and is read when it is first used.
+        quantize: a mode of `quantize.MODES`. Each weight is quantized on the device as soon as it is read, and let go:
+            the whole in full precision is never in memory.
     """
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = open_(checkpoint)
     model = weights.outline(checkpoint.config)
-    tensors = checkpoint.tensors(dtype or checkpoint.dtype, writable=writable)
-    state = {name: tensor.to(device) for name, tensor in tensors}
+    quantizer = None if quantize is None else Quantizer(model, quantize)
+    # pages of a mapped file would stay in memory once they are read
+    tensors = checkpoint.tensors(dtype or checkpoint.dtype, writable=writable or quantizer is not None)
+    state: dict[str, Tensor] = {}
+    for name, tensor in tensors:
+        here = tensor.to(device)
+        state |= {name: here} if quantizer is None or not quantizer.takes(name) else quantizer.swap(name, here)
     if checkpoint.config.tie_embeddings:
         state[weights.HEAD] = state[weights.EMBEDDING]
     model.load_state_dict(state, assign=True)
