@@ -56,7 +56,8 @@ class GPT(nn.Module):
     def tie_weights(self) -> None:
         """Make head and embedding one Parameter where the config says so (loading by assignment parts them)."""
         if self.config.tie_embeddings:
-            self.lm_head.weight = self.wte.weight
+            head = getattr(self.lm_head, "base", self.lm_head)  # what is wrapped around a linear is no part of the tie
+            head.weight = self.wte.weight
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         # `to_empty` and moves to another kind of device give each name memory of its own
@@ -136,8 +137,10 @@ class GPT(nn.Module):
         x = self.transformer["ln_f"](x[:, -1:] if last_only else x)
         softcap = self.config.final_logit_softcapping
         if targets is not None:
-            # a view that computes nothing when the head is a plain linear, and lets wrapped heads join by `weight`
-            return linear_cross_entropy(x, self.lm_head.weight, targets, bias=self.lm_head.bias, softcap=softcap)
+            # what is wrapped around a head joins by `weight`, or says the product in other terms
+            terms = getattr(self.lm_head, "terms", None)
+            x, weight = (x, self.lm_head.weight) if terms is None else terms(x)
+            return linear_cross_entropy(x, weight, targets, bias=self.lm_head.bias, softcap=softcap)
         logits: Tensor = self.lm_head(x)
         return logits if softcap is None else torch.tanh(logits / softcap) * softcap
 
@@ -184,7 +187,7 @@ class GPT(nn.Module):
 
     def set_kv_cache(self, batch_size: int, max_len: int | None = None) -> None:
         """Keep a cache on the model; it is used whenever `input_pos` is given."""
-        weight = self.lm_head.weight
+        weight = self.wte.weight
         self.kv_cache = KVCache(self.config, batch_size, max_len, dtype=weight.dtype, device=weight.device)
 
     def clear_kv_cache(self) -> None:
