@@ -105,7 +105,7 @@ class Corpus:
         if self._found() is not None:
             return
         place = _writable(self.places)
-        with _alone_in(place):
+        with alone_in(place):
             if self._found() is None:  # another run may have written it while we waited
                 with storage.atomic_dir(place / self._name, overwrite=True) as folder:
                     self._write(folder)
@@ -256,15 +256,15 @@ def _writable(places: tuple[Path, ...]) -> Path:
 
 
 @contextmanager
-def _alone_in(place: Path) -> Iterator[None]:
-    """One preparation at a time in a cache folder; the others wait. The lock goes with the process that holds it."""
+def alone_in(place: Path, writes: str = "writes tokens to", option: str = "--data.cache_dir") -> Iterator[None]:
+    """One preparation at a time in a folder; the others wait. The lock goes with the process that holds it."""
     try:
         place.mkdir(parents=True, exist_ok=True)
         lock = os.open(place, os.O_RDONLY)
     except OSError as error:
-        raise MachineError(f"{place}: cannot be made ({error.strerror}); name another with --data.cache_dir") from error
+        raise MachineError(f"{place}: cannot be made ({error.strerror}); name another with {option}") from error
     try:
-        _wait_for(lock, place)
+        _wait_for(lock, f"{writes} {place}")
         yield
     finally:
         with suppress(OSError):
@@ -272,12 +272,12 @@ def _alone_in(place: Path) -> Iterator[None]:
         os.close(lock)
 
 
-def _wait_for(lock: int, place: Path) -> None:
+def _wait_for(lock: int, doing: str) -> None:
     with suppress(OSError):  # of a file system without locks
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"waiting for another run that writes tokens to {place}", flush=True)
+            print(f"waiting for another run that {doing}", flush=True)
             fcntl.flock(lock, fcntl.LOCK_EX)
 
 
