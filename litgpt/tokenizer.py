@@ -142,6 +142,13 @@ class Tokenizer:
             at += len(text)
         return Encoded(ids, spans)
 
+    def encode_parts_batch(self, rows: Sequence[Sequence[tuple[str, bool]]]) -> list[Encoded]:
+        """`encode_parts` of many texts, on all cores where the library can."""
+        one_part = [len(row) == 1 and row[0][1] for row in rows]
+        texts = [clean(row[0][0]) for row, alone in zip(rows, one_part, strict=True) if alone]
+        encoded = iter(self._backend.encode_special(texts))
+        return [next(encoded) if alone else self.encode_parts(row) for row, alone in zip(rows, one_part, strict=True)]
+
     def decode(self, ids: int | Iterable[int]) -> str:
         """The text of `ids` (a list, an array or one id), without special tokens and ids that name no token."""
         ids = ids.tolist() if hasattr(ids, "tolist") else ids
@@ -307,6 +314,7 @@ class Backend(Protocol):
     def affixes(self, role_ids: Mapping[str, int | None]) -> tuple[tuple[int, ...], tuple[int, ...]]: ...
     def encode(self, texts: Sequence[str], special: bool) -> list[list[int]]: ...
     def encode_part(self, text: str, special: bool, continues: bool) -> Encoded: ...
+    def encode_special(self, texts: Sequence[str]) -> Iterable[Encoded]: ...
     def decode(self, ids: list[int]) -> str: ...
     def stream(self, after: list[int]) -> Pieces: ...
 
@@ -384,6 +392,12 @@ class HuggingFaceBackend:
         with self._lock:
             self._library.encode_special_tokens = not special
             return self._library.encode(text, add_special_tokens=False)
+
+    def encode_special(self, texts: Sequence[str]) -> Iterable[Encoded]:
+        with self._lock:
+            self._library.encode_special_tokens = False
+            encodings = self._library.encode_batch(texts, add_special_tokens=False)
+        return (Encoded(encoding.ids, encoding.offsets) for encoding in encodings)
 
     def encode_part(self, text: str, special: bool, continues: bool) -> Encoded:
         whole = self._encode_part(text, special, continues)
@@ -517,6 +531,9 @@ class SentencePieceBackend:
                 ids.append(token_id)
                 spans.append((at, at + len(part)))
         return Encoded(ids, spans)
+
+    def encode_special(self, texts: Sequence[str]) -> Iterable[Encoded]:
+        return (self.encode_part(text, special=True, continues=False) for text in texts)
 
     def _split(self, text: str, special: bool) -> Iterator[tuple[int, str, int | None]]:
         """The text cut at added tokens: `(start, part, id)`, with None for text in between."""

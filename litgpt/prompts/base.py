@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from litgpt.prompts.marks import NO_SPAN, SPAN, Guard, answer_mask, read_marks
 from litgpt.prompts.messages import Message, checked, plain, take_system, with_system
-from litgpt.tokenizer import Tokenizer
+from litgpt.tokenizer import Encoded, Tokenizer
+
+
+class Written(NamedTuple):
+    """The text of a conversation before it is encoded."""
+
+    parts: list[tuple[str, bool]]  # (text, whether its control tokens are special)
+    answers: list[tuple[int, int]]  # where in the text the assistant's begin and end
 
 
 class PromptStyle:
@@ -18,6 +25,11 @@ class PromptStyle:
 
     name = "custom"
     adds_bos = True  # whether the tokenizer's own rule for bos applies to the text
+
+    @property
+    def answers_plainly(self) -> bool:
+        """Whether an answer is its text and eos, and nothing else."""
+        return True
 
     @staticmethod
     def from_name(name: str) -> PromptStyle:
@@ -62,7 +74,8 @@ class PromptStyle:
         """
         messages = with_system(messages, sys_prompt)
         guard = Guard(tokenizer, special)
-        return self._encode(tokenizer, messages, add_generation_prompt, tools, NO_SPAN, guard)[0]
+        written = self._guarded(tokenizer, messages, add_generation_prompt, tools, NO_SPAN, guard)
+        return self.finished(tokenizer, tokenizer.encode_parts(written.parts), [])[0]
 
     def encode_with_mask(
         self,
@@ -73,8 +86,33 @@ class PromptStyle:
         tools: Sequence[Message] | None = None,
     ) -> tuple[list[int], list[bool]]:
         """The ids of a whole conversation and, for each, whether the assistant wrote it, its end of turn included."""
-        messages = with_system(messages, sys_prompt)
-        return self._encode(tokenizer, messages, False, tools, SPAN, Guard(tokenizer))
+        written = self.written(tokenizer, with_system(messages, sys_prompt), tools=tools, answers=True)
+        return self.finished(tokenizer, tokenizer.encode_parts(written.parts), written.answers)
+
+    def written(
+        self,
+        tokenizer: Tokenizer,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = False,
+        tools: Sequence[Message] | None = None,
+        answers: bool = False,
+    ) -> Written:
+        """The first half of an encoding, of which many can be encoded at once: `Tokenizer.encode_parts_batch`.
+
+        answers: whether to find out where they are, which not every template lets one.
+        """
+        span = SPAN if answers else NO_SPAN
+        return self._guarded(tokenizer, messages, add_generation_prompt, tools, span, Guard(tokenizer))
+
+    def finished(
+        self, tokenizer: Tokenizer, encoded: Encoded, answers: Sequence[tuple[int, int]]
+    ) -> tuple[list[int], list[bool]]:
+        """The second half: the ids with what the tokenizer's rule puts first, and which the assistant wrote."""
+        before = tokenizer.encode("") if self.adds_bos else []
+        if encoded.ids[: len(before)] == before:
+            before = []
+        return before + encoded.ids, [False] * len(before) + answer_mask(encoded, answers)
 
     def stop_tokens(self, tokenizer: Tokenizer) -> list[list[int]]:
         """Sequences of ids, each of which ends an answer."""
@@ -84,7 +122,7 @@ class PromptStyle:
         """A chat template that writes the same text, None where there is none; `adds_bos`: it starts with bos."""
         return None
 
-    def _encode(
+    def _guarded(
         self,
         tokenizer: Tokenizer,
         messages: Sequence[Message],
@@ -92,15 +130,10 @@ class PromptStyle:
         tools: Sequence[Message] | None,
         span: tuple[str, str],
         guard: Guard,
-    ) -> tuple[list[int], list[bool]]:
+    ) -> Written:
         guarded = [guard.message(message) for message in checked(messages)]
         marked = self._write(guarded, add_generation_prompt, guard.value(plain(tools)), tokenizer.special_tokens, span)
-        parts, spans = read_marks(marked)
-        encoded = tokenizer.encode_parts(parts)
-        before = tokenizer.encode("") if self.adds_bos else []
-        if encoded.ids[: len(before)] == before:
-            before = []
-        return before + encoded.ids, [False] * len(before) + answer_mask(encoded, spans)
+        return Written(*read_marks(marked))
 
     def _write(
         self,

@@ -45,6 +45,10 @@ class Style(PromptStyle):
             return self.render(with_system(prompt, sys_prompt))
         return self.begin + self._first_user(prompt, sys_prompt, fields.get("input")) + self.assistant
 
+    @property
+    def answers_plainly(self) -> bool:
+        return self.answer == "{answer}{eos}"
+
     def stop_tokens(self, tokenizer: Tokenizer) -> list[list[int]]:
         named = [[i for token in sequence for i in _token_ids(tokenizer, token)] for sequence in self.stop]
         return super().stop_tokens(tokenizer) + [ids for ids in named if ids]

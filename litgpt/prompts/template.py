@@ -36,6 +36,7 @@ class ChatTemplate(PromptStyle):
 
     name = "chat-template"
     adds_bos = False  # the template says whether and where
+    answers_plainly = False  # nobody knows
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> ChatTemplate | None:
