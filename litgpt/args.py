@@ -93,7 +93,7 @@ class TrainArgs(_Args):
     keep_last: int | None = None
     """Keep this many of the newest step checkpoints; null: all."""
     gradient_checkpointing: bool = False
-    """Keep only the input of each block for the backward pass and compute the rest again: a third slower, far smaller."""
+    """Keep only the input of each block for the backward pass and compute the rest again: slower, far smaller."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast, overload
 
 import torch
@@ -50,7 +50,7 @@ class GPT(nn.Module):
         # Gemma 3: layers that look at their neighbourhood turn faster, and are never stretched
         self.local_rope = Rope(config, config.rope_local_base_freq, None) if config.rope_local_base_freq else None
         self.kv_cache: KVCache | None = None
-        self.gradient_checkpointing = False  # compute blocks again in the backward pass instead of keeping their insides
+        self.gradient_checkpointing = False  # blocks are computed again in the backward pass, their insides not kept
         self.tie_weights()
 
     def tie_weights(self) -> None:
@@ -125,6 +125,25 @@ class GPT(nn.Module):
         Raises:
             InputError: more tokens than the context length.
         """
+        x = self.hidden(idx, input_pos, cache=cache, doc_ids=doc_ids, last_only=last_only)
+        if targets is not None:
+            softcap = self.config.final_logit_softcapping
+            # what is wrapped around a head joins by `weight`, or says the product in other terms
+            terms = getattr(self.lm_head, "terms", None)
+            x, weight = (x, self.lm_head.weight) if terms is None else terms(x)
+            return linear_cross_entropy(x, weight, targets, bias=self.lm_head.bias, softcap=softcap)
+        return self.logits(x)
+
+    def hidden(
+        self,
+        idx: Tensor,
+        input_pos: Tensor | None = None,
+        *,
+        cache: KVCache | None = None,
+        doc_ids: Tensor | None = None,
+        last_only: bool = False,
+    ) -> Tensor:
+        """What the head reads: (B, T, n_embd), or (B, 1, n_embd) with `last_only`. Arguments as in `forward`."""
         if cache is None and input_pos is not None:
             cache = self.kv_cache
         x, shared = self.embed(idx), self.share(idx, input_pos, cache, doc_ids)
@@ -134,14 +153,13 @@ class GPT(nn.Module):
                 x = checkpoint(block, x, shared, use_reentrant=False)
             else:
                 x = block(x, shared, None if cache is None else cache.layers[layer])
-        x = self.transformer["ln_f"](x[:, -1:] if last_only else x)
+        normed: Tensor = self.transformer["ln_f"](x[:, -1:] if last_only else x)
+        return normed
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., n_embd) -> (..., padded_vocab_size)."""
+        logits: Tensor = self.lm_head(hidden)
         softcap = self.config.final_logit_softcapping
-        if targets is not None:
-            # what is wrapped around a head joins by `weight`, or says the product in other terms
-            terms = getattr(self.lm_head, "terms", None)
-            x, weight = (x, self.lm_head.weight) if terms is None else terms(x)
-            return linear_cross_entropy(x, weight, targets, bias=self.lm_head.bias, softcap=softcap)
-        logits: Tensor = self.lm_head(x)
         return logits if softcap is None else torch.tanh(logits / softcap) * softcap
 
     def embed(self, idx: Tensor) -> Tensor:
@@ -200,22 +218,26 @@ class GPT(nn.Module):
 
         What writes into the residual stream is smaller by sqrt(2 n_layer) (GPT-2), so that depth does not add up.
         """
-        std = math.sqrt(2 / (5 * self.config.n_embd))
         for name, module in self.named_modules():
-            if isinstance(module, (nn.Linear, nn.Embedding, Router)):
-                writes_residual = name.rpartition(".")[2] == "proj"
-                nn.init.normal_(
-                    module.weight,
-                    std=std / math.sqrt(2 * self.config.n_layer) if writes_residual else std,
-                    generator=generator,
-                )
-                bias = getattr(module, "bias", None)
-                if bias is not None:
-                    nn.init.zeros_(bias)
-            elif isinstance(module, (RMSNorm, nn.LayerNorm)):
-                module.reset_parameters()
-            if isinstance(module, Router):
-                module.reset_bias()
+            self.init_module(name, module, generator)
+
+    def init_module(self, name: str, module: nn.Module, generator: torch.Generator | None = None) -> None:
+        """Draw what one module holds itself; all of them in order are `init_weights`."""
+        std = math.sqrt(2 / (5 * self.config.n_embd))
+        if isinstance(module, (nn.Linear, nn.Embedding, Router)):
+            writes_residual = name.rpartition(".")[2] == "proj"
+            nn.init.normal_(
+                module.weight,
+                std=std / math.sqrt(2 * self.config.n_layer) if writes_residual else std,
+                generator=generator,
+            )
+            bias = getattr(module, "bias", None)
+            if bias is not None:
+                nn.init.zeros_(bias)
+        elif isinstance(module, (RMSNorm, nn.LayerNorm)):
+            module.reset_parameters()
+        if isinstance(module, Router):
+            module.reset_bias()
 
 
 @dataclass
@@ -230,6 +252,12 @@ class Shared:
     doc_ids: Tensor | None  # (B, T)
     documents: list[list[int]] | None  # per row the lengths of its documents, when the host can know them
     masks: dict[Any, Tensor | None] = field(default_factory=dict)
+
+    def at_rest(self) -> Shared:
+        """The same, but nothing turns: for tokens without a position."""
+        cos, sin = (turns[:1, :1] for turns in self.turns)
+        still = torch.ones_like(cos), torch.zeros_like(sin)
+        return replace(self, turns=still, local_turns=still)
 
     def own_mask(self, length: int, window: int | None, device: torch.device) -> Tensor | None:
         """Causal mask of a chunk over its own keys: (T, T) or (B, 1, T, T); None where plain causality is enough."""
@@ -293,7 +321,16 @@ def build_norm(config: Config, size: int, eps: float | None = None) -> nn.Module
     eps = config.norm_eps if eps is None else eps
     if config.norm_class_name == "RMSNorm":
         return RMSNorm(size, eps, unit_offset=config.norm_unit_offset)
-    return nn.LayerNorm(size, eps, elementwise_affine=config.norm_affine, bias=config.norm_bias)
+    return LayerNorm(size, eps, elementwise_affine=config.norm_affine, bias=config.norm_bias)
+
+
+class LayerNorm(nn.LayerNorm):
+    """(x - mean) / std * weight + bias; what trains may have a higher precision than x."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.elementwise_affine and self.weight.dtype != x.dtype:
+            return super().forward(x.to(self.weight.dtype)).to(x.dtype)
+        return super().forward(x)
 
 
 class RMSNorm(nn.Module):
@@ -339,6 +376,7 @@ class Attention(nn.Module):
         self.interleaved = config.rope_interleave
         self.scale = 1 / math.sqrt(config.attention_scores_scalar or self.head_size)
         self.softcap = config.attention_logit_softcapping
+        self.prefix: nn.Module | None = None  # what LLaMA-Adapter adds to what is attended to
 
     def forward(self, x: Tensor, shared: Shared, cache: LayerCache | None = None) -> Tensor:
         q, k, v = self.project(x, shared)
@@ -349,6 +387,8 @@ class Attention(nn.Module):
         else:
             k, v, mask = cache.extend(shared, k, v)
             y = attend(q, k, v, mask=mask, scale=self.scale, softcap=self.softcap)
+        if self.prefix is not None:
+            y = y + self.prefix(self, q, shared)
         return self.proj(y.transpose(1, 2).flatten(2))
 
     def project(self, x: Tensor, shared: Shared) -> tuple[Tensor, Tensor, Tensor]:
@@ -369,6 +409,10 @@ class Attention(nn.Module):
         qk = rotate(qk, *(shared.local_turns if self.local else shared.turns), interleaved=self.interleaved)
         q, k = qk.split((self.n_head, self.n_groups), dim=2)
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+
+    def read(self, x: Tensor, shared: Shared) -> tuple[Tensor, Tensor]:
+        """Keys and values, (B, n_groups, T, hs) each, of x (B, T, n_embd) that stands at no position."""
+        return self.project(x, shared.at_rest())[1:]
 
 
 class LatentAttention(nn.Module):
@@ -402,6 +446,7 @@ class LatentAttention(nn.Module):
         self.interleaved = config.rope_interleave
         self.scale = latent_scale(config)
         self.softcap = config.attention_logit_softcapping
+        self.prefix: nn.Module | None = None  # what LLaMA-Adapter adds to what is attended to
 
     def forward(self, x: Tensor, shared: Shared, cache: LayerCache | None = None) -> Tensor:
         q_nope, q_turned = self.queries(x, shared)  # (B, nh, T, nope), (B, nh, T, turned)
@@ -414,6 +459,8 @@ class LatentAttention(nn.Module):
         else:
             k_turned, latent, mask = cache.extend(shared, k_turned, latent)
             y = self.attend_folded(q_nope, q_turned, latent, k_turned, mask)
+        if self.prefix is not None:
+            y = y + self.prefix(self, torch.cat((q_nope, q_turned), dim=-1), shared)
         return self.proj(y.transpose(1, 2).flatten(2))
 
     def queries(self, x: Tensor, shared: Shared) -> tuple[Tensor, Tensor]:
@@ -429,10 +476,16 @@ class LatentAttention(nn.Module):
 
     def unfold(self, q_nope: Tensor, q_turned: Tensor, latent: Tensor, k_turned: Tensor) -> tuple[Tensor, ...]:
         """Queries, keys and values per head, as plain attention wants them."""
+        return torch.cat((q_nope, q_turned), dim=-1), *self.keys_and_values(latent, k_turned)
+
+    def keys_and_values(self, latent: Tensor, k_turned: Tensor) -> tuple[Tensor, Tensor]:
         kv = self.kv_b_proj(latent.squeeze(1)).unflatten(-1, (self.n_head, -1)).transpose(1, 2)
         k_nope, v = kv.split((self.nope, self.v_size), dim=-1)
-        k = torch.cat((k_nope, k_turned.expand(-1, self.n_head, -1, -1)), dim=-1)
-        return torch.cat((q_nope, q_turned), dim=-1), k, v
+        return torch.cat((k_nope, k_turned.expand(-1, self.n_head, -1, -1)), dim=-1), v
+
+    def read(self, x: Tensor, shared: Shared) -> tuple[Tensor, Tensor]:
+        """Keys and values per head, (B, n_head, T, size) each, of x (B, T, n_embd) that stands at no position."""
+        return self.keys_and_values(*self.latents(x, shared.at_rest()))
 
     def attend_folded(
         self, q_nope: Tensor, q_turned: Tensor, latent: Tensor, k_turned: Tensor, mask: Tensor | None
@@ -443,7 +496,11 @@ class LatentAttention(nn.Module):
         q = torch.cat((q_nope @ w_k, q_turned), dim=-1)  # (B, nh, T, rank + turned)
         k = torch.cat((latent, k_turned), dim=-1)  # (B, 1, S, rank + turned)
         y = attend(q, k, latent, mask=mask, scale=self.scale, softcap=self.softcap)  # (B, nh, T, rank)
-        return y @ w_v.transpose(1, 2)
+        y = y @ w_v.transpose(1, 2)
+        if self.kv_b_proj.bias is None:
+            return y
+        # an adapter's: the part of the keys adds the same to all scores of a query, which softmax does not see
+        return y + self.kv_b_proj.bias.view(self.n_head, 1, -1)[..., self.nope :].to(y.dtype)
 
 
 def latent_scale(config: Config) -> float:

@@ -4,6 +4,7 @@ out_dir/
   step-00000100/                   a checkpoint like any other
     training_state/                optimizer and every random generator as tensors, the rest in run_state.json
   final/                           the finished model
+  best/                            the model with the lowest validation loss, where that was asked for
   logs/metrics.csv, loss.png, hyperparameters.yaml
 """
 
@@ -28,7 +29,7 @@ from torch.optim import Optimizer
 from litgpt import checkpoint, storage
 from litgpt.errors import InputError, MissingError, UserError, near_miss
 
-FINAL, LOGS = "final", "logs"
+FINAL, BEST, LOGS = "final", "best", "logs"
 MOVING, ASIDE, GONE = ".replaced.part", ".replaced", ".replaced.gone"  # a run while another one takes its place
 STEP = re.compile(r"step-\d{8,}")
 
@@ -51,6 +52,7 @@ class RunState:
     data: dict[str, Any] = field(default_factory=dict)  # where the next batch begins
     pending: dict[str, Any] | None = None  # the last step's numbers, while validation and log still wait for them
     facts: dict[str, Any] = field(default_factory=dict)  # what the run must be resumed with
+    best: dict[str, Any] | None = None  # step and loss of the best validation, and how many were worse since
     complete: bool = False
 
     @property
@@ -97,6 +99,14 @@ def _is_row(value: Any) -> bool:
     )
 
 
+def _is_best(value: Any) -> bool:
+    return value is None or (
+        isinstance(value, dict)
+        and all(_is_count(value.get(name)) for name in ("step", "worse_since"))
+        and isinstance(value.get("val_loss"), float)
+    )
+
+
 _FIELDS: dict[str, Callable[[Any], bool]] = {
     "at": lambda value: isinstance(value, dict),
     "at.step": _is_count,
@@ -106,6 +116,7 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
     "data": _is_place,
     "pending": _is_row,
     "facts": lambda value: isinstance(value, dict),
+    "best": _is_best,
     "complete": lambda value: isinstance(value, bool),
 }
 
@@ -156,6 +167,25 @@ def optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tenso
     }
 
 
+def room(model: nn.Module) -> checkpoint.Room:
+    """Gives memory for a saved tensor, by its name: what has a sharded parameter's shape is cut as that one is."""
+    parameters = dict(model.named_parameters())
+
+    def make(name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        parameter = next((parameters[n] for n in _parameter_names(name) if n in parameters), None)
+        if parameter is not None and parameter.shape == shape and hasattr(parameter, "to_local"):  # a DTensor has it
+            return torch.empty_like(parameter, dtype=dtype, requires_grad=False)
+        return torch.empty(shape, dtype=dtype)
+
+    return make
+
+
+def _parameter_names(saved: str) -> tuple[str, str]:
+    """The parameters that "optimizer.NAME.exp_avg" and "trained.NAME" may speak of."""
+    name = saved.partition(".")[2]
+    return name, name.rpartition(".")[0]
+
+
 def load_optimizer(model: nn.Module, optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """Give the optimizer the state that `optimizer_tensors` named, on the device of each parameter."""
     parameters = dict(model.named_parameters())
@@ -165,6 +195,19 @@ def load_optimizer(model: nn.Module, optimizer: Optimizer, tensors: Mapping[str,
         fused = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
         device = parameters[name].device if value.dim() or fused else torch.device("cpu")
         optimizer.state[parameters[name]][key] = value.to(device)
+
+
+def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """What is trained, by name: exactly as it is, where the weights beside it hold it in another form or not at all."""
+    return {f"trained.{name}": p.detach() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def load_trained(model: nn.Module, tensors: Mapping[str, Tensor], where: Path) -> None:
+    """Set what is trained to what `trained_tensors` named."""
+    for name, mine in trained_tensors(model).items():
+        if name not in tensors or tensors[name].shape != mine.shape:
+            raise InputError(f"{where}: its training state has no {name} of shape {tuple(mine.shape)}; resume another")
+        mine.copy_(tensors[name])
 
 
 # Is it the same run? -------------------------------------------------------------------------------------------------
@@ -360,7 +403,7 @@ def require_kept(out_dir: Path, *needed: Path | None) -> None:
 def _leavings(out_dir: Path) -> list[Path]:
     if not out_dir.is_dir():
         return []
-    ours = (FINAL, LOGS, "loss.png", "hyperparameters.yaml")
+    ours = (FINAL, BEST, LOGS, "loss.png", "hyperparameters.yaml")
     return [path for path in sorted(out_dir.iterdir()) if path.name in ours or STEP.fullmatch(path.name)]
 
 

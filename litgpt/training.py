@@ -1,7 +1,7 @@
 """The training loop: step, accumulate, clip, schedule, validate, log, save, stop. Every training command runs this one.
 
     every step        micro-batches -> one loss over all counted tokens -> gradients -> clip -> learning rate -> update
-    after it          validate? -> a row of metrics -> checkpoint?
+    after it          validate? (an example, the best so far, early end) -> a row of metrics -> checkpoint?
     at the end        final/, then the last validation: nothing that may fail stands before the weights are safe
 
 It knows optimizer steps, not methods or commands: what to save is a function it is given.
@@ -24,12 +24,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from litgpt import checkpoint, run_state
+from litgpt import checkpoint, launch, parallel, run_state
 from litgpt.args import EvalArgs, TrainArgs, due
 from litgpt.data.base import IGNORE, Batch, Loader, StatefulLoader
 from litgpt.errors import DivergedError, InputError
 from litgpt.report import Metrics, Progress
-from litgpt.run_state import FINAL, RunState
+from litgpt.run_state import BEST, FINAL, RunState
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -71,9 +71,12 @@ class Run:
     eval: EvalArgs
     schedule: Schedule
     out_dir: Path
-    write_weights: WriteWeights
+    write_step: WriteWeights  # of a checkpoint on the way, and of the best
+    write_final: WriteWeights
     state: RunState
     progress: Progress
+    saves_trained: bool = False  # what is trained goes into the training state: the weights beside it are not all of it
+    example: Callable[[], str] | None = None  # the model's answer to a prompt, at each validation
     metrics: Metrics | None = None  # on rank 0
     tracker: Logger | None = None
     rngs: dict[str, Tensor] = field(default_factory=dict)  # of this rank, when the last step had ended
@@ -94,7 +97,14 @@ class Run:
 
     @property
     def is_over(self) -> bool:
-        return bool(self.schedule.steps) and self.state.at.step >= self.schedule.steps
+        out_of_steps = bool(self.schedule.steps) and self.state.at.step >= self.schedule.steps
+        return out_of_steps or self.stopped_improving
+
+    @property
+    def stopped_improving(self) -> bool:
+        """Whether the last `eval.patience` validations found no lower loss."""
+        best = self.state.best
+        return bool(self.eval.patience and best and best["worse_since"] >= self.eval.patience)
 
     def mark(self) -> None:
         """Remember what a checkpoint of this moment between two steps holds."""
@@ -124,7 +134,6 @@ def fit(run: Run) -> None:
 
 
 def _train(run: Run, stop: Stop) -> None:
-    batches = iter(run.train_loader)
     run.mark()
     if run.state.pending and not run.is_over:
         _settle(run, stop)
@@ -132,11 +141,12 @@ def _train(run: Run, stop: Stop) -> None:
         _log(run, {"step": 0, "tokens": 0, "val_loss": validate(run, stop), "seconds": 0.0})
     ended = run.is_over
     while not ended:
-        _advance(run, train_step(run, batches, stop))
+        _advance(run, train_step(run, stop))
         ended = run.is_over or bool(_agree(run, _time_is_up(run)))
         _heed(run, stop)
         if not ended:
             _settle(run, stop)
+            ended = run.stopped_improving
     _finish(run, stop)
 
 
@@ -150,40 +160,42 @@ class Step:
     loss: float
     grad_norm: float
     rate: float
-    tokens: int
+    tokens: int = 0  # padding left out
 
     @property
     def is_finite(self) -> bool:
         return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
 
-def train_step(run: Run, batches: Iterator[Batch], stop: Stop) -> Step:
+def train_step(run: Run, stop: Stop) -> Step:
     """One optimizer step on one global batch; leaves the weights alone when loss or gradients are not finite.
 
     The gradient is that of (sum of the losses of all counted tokens) / (their number), over micro-batches and ranks.
     """
     world = run.fabric.world_size
-    micro_batches = [next(batches) for _ in range(run.train.accumulation(world))]
+    micro_batches = run.train_loader.step(run.train.global_batch_size)
     counted = int(_all_ranks(run, sum(int((batch["labels"] != IGNORE).sum()) for batch in micro_batches)))
     loss = torch.zeros((), device=run.fabric.device)
     for i, batch in enumerate(micro_batches):
         if world == 1:  # several ranks agree once a step, after it
             _heed(run, stop)
-        with run.fabric.no_backward_sync(run.model, enabled=i + 1 < len(micro_batches)):
+        # parts of gradients are summed at once: kept whole until the last micro-batch, they would fill the device
+        waits = i + 1 < len(micro_batches) and not launch.is_sharded(run.fabric)
+        with run.fabric.no_backward_sync(run.model, enabled=waits):
             total = _loss(run, batch)
-            run.fabric.backward(total * (world / max(counted, 1)))  # DDP averages over ranks: scaled back to a sum
+            run.fabric.backward(total * (world / max(counted, 1)))  # ranks are averaged over: scaled back to a sum
         loss += total.detach()
     rate = run.schedule.rate(run.state.at.step, run.optimizer.defaults["lr"])
-    return _update(run, loss / max(counted, 1), rate, counted)
+    return replace(_update(run, loss / max(counted, 1), rate), tokens=int(_all_ranks(run, _real_tokens(micro_batches))))
 
 
-def _update(run: Run, loss: Tensor, rate: float, counted: int) -> Step:
+def _update(run: Run, loss: Tensor, rate: float) -> Step:
     gradients = [p.grad for p in run.bare.parameters() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
+    norm = parallel.total_norm(gradients)
     if run.fabric.world_size > 1:
         loss = cast(Tensor, run.fabric.all_reduce(loss, reduce_op="sum"))
     values = torch.stack([loss, norm.to(loss)]).tolist()  # the one wait for the device in a step
-    step = Step(loss=values[0], grad_norm=values[1], rate=rate, tokens=counted)
+    step = Step(loss=values[0], grad_norm=values[1], rate=rate)
     if step.is_finite:
         if run.train.max_norm:
             torch.nn.utils.clip_grads_with_norm_(run.bare.parameters(), run.train.max_norm, norm)
@@ -192,6 +204,11 @@ def _update(run: Run, loss: Tensor, rate: float, counted: int) -> Step:
         run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
     return step
+
+
+def _real_tokens(micro_batches: list[Batch]) -> int:
+    """Tokens that are no padding."""
+    return sum(int((b["doc_ids"] >= 0).sum()) if "doc_ids" in b else b["ids"].numel() for b in micro_batches)
 
 
 def _loss(run: Run, batch: Batch) -> Tensor:
@@ -246,8 +263,11 @@ def _settle(run: Run, stop: Stop) -> None:
     row, step = run.state.pending or {}, run.state.at.step
     if due(run.eval.interval, step):
         row["val_loss"] = validate(run, stop)
+        _weigh(run)
     if due(run.train.log_interval, step) or "val_loss" in row:
         _log(run, row)
+    if "val_loss" in row:
+        _show_example(run)
     run.state.pending = None
     if due(run.train.save_interval, step):
         _save_step(run)
@@ -262,13 +282,19 @@ def _finish(run: Run, stop: Stop) -> None:
     row = run.state.pending or {"step": run.state.at.step}
     run.state.pending = row
     complete = run.is_over or not run.schedule.steps
+    if run.stopped_improving:
+        run.progress.note(f"step {run.state.at.step}: no better validation loss for eval.patience validations; done")
     if due(run.train.save_interval, run.state.at.step) or not complete:
         _save_step(run)
-    run.write_weights(run.out_dir / FINAL, None)
-    if run.eval.final_validation or due(run.eval.interval, run.state.at.step):
+    run.write_final(run.out_dir / FINAL, None)
+    validated = run.stopped_improving
+    if not validated and (run.eval.final_validation or due(run.eval.interval, run.state.at.step)):
         row["val_loss"] = validate(run, stop)
+        _weigh(run)
     if "loss" in row and (run.train.log_interval or "val_loss" in row):
         _log(run, row)
+    if "val_loss" in row:
+        _show_example(run)
     run.state.pending, run.state.complete = None, complete
     if run.fabric.is_global_zero and complete:
         run_state.write_mark(run.out_dir / FINAL, run.state)
@@ -288,6 +314,32 @@ def validate(run: Run, stop: Stop) -> float | None:
     loss, counted = (float(_all_ranks(run, value)) for value in total.tolist())
     run.val_loss = loss / counted if counted else None
     return run.val_loss
+
+
+def _weigh(run: Run) -> None:
+    """Compare the validation loss that was just found with the best before; keep the weights if they are better."""
+    if run.val_loss is None or not (run.state.best or math.isfinite(run.val_loss)):
+        return
+    best = run.state.best
+    if best and not run.val_loss < best["val_loss"]:  # nor is what is not a number
+        run.state.best = {**best, "worse_since": best["worse_since"] + 1}
+        return
+    run.state.best = {"step": run.state.at.step, "val_loss": run.val_loss, "worse_since": 0}
+    if run.eval.keep_best:
+        _require_sound(run)
+        run.write_step(run.out_dir / BEST, None)
+
+
+def _show_example(run: Run) -> None:
+    """An answer of the model as it is now, for the reader. On all ranks: a sharded model answers together."""
+    if run.example is None:
+        return
+    before = run_state.capture_rng()
+    try:
+        run.progress.note(f"example: {run.example()}")
+    except (RuntimeError, ValueError) as error:  # nothing that only informs may end a run
+        run.progress.note(f"no example answer: {error}")
+    run_state.restore_rng(before)
 
 
 def _log(run: Run, row: dict[str, Any]) -> None:
@@ -314,7 +366,9 @@ def _save_step(run: Run) -> None:
     tensors = {f"rng.{run.fabric.global_rank}.{name}": state for name, state in run.rngs.items()}
     for name, tensor in run_state.optimizer_tensors(run.bare, run.optimizer).items():
         tensors[f"optimizer.{name}"] = tensor
-    run.write_weights(
+    if run.saves_trained:
+        tensors |= run_state.trained_tensors(run.bare)
+    run.write_step(
         run.step_dir,
         lambda directory: checkpoint.save_training_state(directory, tensors, asdict(run.state)),
     )
@@ -332,17 +386,19 @@ def restore(run: Run, directory: Path) -> None:
         raise InputError(
             f"{directory}: data.{error.args[0]} is missing in its run state; resume from another"
         ) from None
-    rng, tensors = f"rng.{run.fabric.global_rank}.", checkpoint.load_training_state(directory)
+    rng, tensors = f"rng.{run.fabric.global_rank}.", checkpoint.load_training_state(directory, run_state.room(run.bare))
     optimizer = {name.removeprefix("optimizer."): t for name, t in tensors.items() if name.startswith("optimizer.")}
     run_state.load_optimizer(run.bare, run.optimizer, optimizer)
+    if run.saves_trained:
+        run_state.load_trained(run.bare, tensors, directory)
     if mine := {name.removeprefix(rng): t for name, t in tensors.items() if name.startswith(rng)}:
         run_state.restore_rng(mine)
     run.saved_step = run.state.at.step
 
 
 def _require_sound(run: Run) -> None:
-    """Refuse to save weights that no longer give finite numbers: one look at every parameter."""
-    size = torch.nn.utils.get_total_norm([p.detach() for p in run.bare.parameters()])
+    """Refuse to save weights that no longer give finite numbers: one look at every trained parameter."""
+    size = parallel.total_norm([p.detach() for p in run.bare.parameters() if p.requires_grad])
     if not math.isfinite(size.item()):
         raise DivergedError(
             f"after step {run.state.at.step} the weights are no longer usable (learning rate "

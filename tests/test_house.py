@@ -17,13 +17,13 @@ ROOMS = """
     __init__ errors commands args storage
     families.tables families.llama families.* families
     config loss model estimate weights
-    methods.* methods quantize optimizers
+    methods.* methods quantize optimizers parallel
     tokenizer
     prompts.marks prompts.messages prompts.base prompts.pieces prompts.table prompts.sandbox prompts.template prompts
     checkpoint report hub launch
     data.base data.text data.tokens data.loader data.* data
     generate.sampling generate.engine generate.session generate.* generate
-    run_state training pretrain finetune.* finetune
+    run_state training job pretrain finetune.* finetune
     chat.* chat eval.* eval deploy.* deploy scripts.* scripts
     api
     recipe signature legacy request parser usage cli __main__
@@ -32,7 +32,7 @@ ORDER = ROOMS.split()
 
 TORCH_FREE = """
     errors commands args storage families config estimate tokenizer prompts hub data scripts.download
-    recipe signature legacy request parser usage cli pretrain generate.base chat.base
+    recipe signature legacy request parser usage cli job pretrain finetune generate.base chat.base
 """
 
 

@@ -194,6 +194,9 @@ class Listed:
             self.place += 1
             yield {"ids": torch.tensor([[first]]), "labels": torch.ones(1, 1, dtype=torch.int64)}
 
+    def step(self, samples: int) -> list[Batch]:
+        return [next(iter(self)) for _ in range(samples)]
+
     def state_dict(self) -> dict[str, int]:
         return {"epoch": 0, "sample": self.place}
 
@@ -231,7 +234,8 @@ def train_fragile(fabric: Any, case: Case) -> Run:
         eval=case.eval,
         schedule=Schedule(train.max_steps or 0, 0, 0.0),
         out_dir=case.out_dir,
-        write_weights=write,
+        write_step=write,
+        write_final=write,
         state=RunState(),
         progress=Progress(train.max_steps or 0, shown=True),
         metrics=Metrics(case.out_dir / "metrics.csv"),

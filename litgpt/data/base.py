@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol, TypedDict
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from litgpt.prompts import PromptStyle
     from litgpt.tokenizer import Tokenizer
 
 IGNORE = -100  # a label that is not counted in the loss
@@ -95,6 +96,25 @@ class DataModule(ABC):
 
     def without_effect(self) -> list[str]:
         """Settings that the user gave and that this module has no use for, by option."""
+        return []
+
+    def row_tokens(self) -> float | None:
+        """Mean tokens of a sample, padding left out; None: every sample fills its row."""
+        return None
+
+    def style(self) -> PromptStyle | None:
+        """How prompts were written, for whoever talks to the trained model; None: they were not."""
+        return None
+
+    def example(self, which: str | int) -> tuple[list[int], str, str] | None:
+        """A prompt to try the model on while it trains: its ids, its text, the answer in the data.
+
+        which: "first", "random" or a number, of the validation samples (of the training samples if there are none).
+        """
+        return None
+
+    def notes(self) -> list[str]:
+        """Lines that a user should read before the training starts, such as how many samples were left out."""
         return []
 
     def unigram_loss(self) -> float | None:
