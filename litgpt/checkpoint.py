@@ -43,6 +43,7 @@ from litgpt.tokenizer import Tokenizer
 from litgpt.weights import Entry
 
 T = TypeVar("T")
+Room = Callable[[str, torch.Size, torch.dtype], Tensor]
 
 WEIGHTS = ("model.safetensors", weights.INDEX, "lit_model.pth", "pytorch_model.bin", "pytorch_model.bin.index.json")
 TRAINING_STATE, RUN_STATE = "training_state", "run_state.json"
@@ -401,11 +402,12 @@ def read_run_state(directory: str | Path) -> dict[str, Any]:
     return state
 
 
-def load_training_state(directory: str | Path, tensors: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+def load_training_state(directory: str | Path, tensors: dict[str, Tensor] | Room | None = None) -> dict[str, Tensor]:
     """Reads the saved tensors, after checking every file's sha256. Every rank calls it, however many ranks saved.
 
     Args:
-        tensors: what to fill in place, sharded or not; None: all that was saved, in new memory on the CPU.
+        tensors: what to fill in place, sharded or not; or what makes room for each tensor that was saved; None: all
+            that was saved, whole, in new memory on the CPU.
 
     Raises:
         InputError, MissingError: a file is damaged or missing, or a tensor was not saved or has another shape.
@@ -417,11 +419,16 @@ def load_training_state(directory: str | Path, tensors: dict[str, Tensor] | None
 
     with _plain_errors(place):
         reader = dcp.HuggingFaceStorageReader(str(place))
-        if tensors is None:
+        if not isinstance(tensors, dict):
             saved: dict[str, Any] = dict(reader.read_metadata().state_dict_metadata)
-            tensors = {name: torch.empty(fact.size, dtype=fact.properties.dtype) for name, fact in saved.items()}
+            room = tensors or _plain_room
+            tensors = {name: room(name, fact.size, fact.properties.dtype) for name, fact in saved.items()}
         dcp.load(dict(_distinct(tensors)), storage_reader=reader, no_dist=not dist.is_initialized())
     return tensors
+
+
+def _plain_room(name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype)
 
 
 def _distinct(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
+from litgpt import parallel
 from litgpt.args import LogArgs
 from litgpt.errors import InputError, MachineError, UserError, extra_missing, is_out_of_memory, near_miss
 from litgpt.estimate import available_memory
@@ -39,7 +41,9 @@ if TYPE_CHECKING:
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
+STRATEGIES = ("auto", "ddp", "fsdp")
 PATIENCE = 15.0  # seconds rank 0 may still need, once another rank has died, before it is ended from outside
+_GO_ON = "continue with --resume auto"
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
 # each with what it takes of `LogArgs`; but for csv, its package has its name
 LOGGERS: dict[str, frozenset[str]] = {
@@ -127,6 +131,21 @@ def training_precision(wanted: str | None, accelerator: str) -> str:
     return wanted
 
 
+def choose_strategy(wanted: str, on: Machine, *, whole: bool) -> str:
+    """How the ranks share the work: "none", "ddp" (each holds the model) or "fsdp" (each holds a part of it).
+
+    Without a wish, GPUs that train the whole model share it: weights, gradients and optimizer are then most of the
+    memory. `whole` is False where only a few added weights are trained.
+    """
+    if wanted not in STRATEGIES:
+        raise InputError(f"strategy {wanted} is not one of {', '.join(STRATEGIES)}{near_miss(wanted, STRATEGIES)}")
+    if on.world_size == 1:
+        return "none"
+    if wanted == "auto":
+        return "fsdp" if whole and on.accelerator == "cuda" else "ddp"
+    return wanted
+
+
 def parameter_dtype(precision: str) -> torch.dtype:
     return torch.bfloat16 if precision == "bf16-true" else torch.float32
 
@@ -137,6 +156,17 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def matmul_flops(width: int, precision: str, device: torch.device) -> float:
+    """FLOPs per second of a matrix product of `width`, measured in some hundredths of a second."""
+    dtype = torch.float32 if precision == "32-true" else torch.bfloat16
+    x, w = torch.ones(512, width, dtype=dtype, device=device), torch.ones(width, 4 * width, dtype=dtype, device=device)
+    products, started = 0, time.perf_counter()
+    while products < 2 or time.perf_counter() - started < 0.03:
+        (x @ w)[0, 0].item()  # waits for the device
+        products += 1
+    return products * 2 * x.numel() * 4 * width / (time.perf_counter() - started)
 
 
 @contextmanager
@@ -212,42 +242,90 @@ def tracker(name: str, out_dir: Path, log: LogArgs) -> Logger | None:
 # Ranks ---------------------------------------------------------------------------------------------------------------
 
 
-def launch(on: Machine, precision: str, story: Callable[[Fabric, Job], Result], job: Job) -> Result:
+@dataclass(frozen=True)
+class Plan:
+    """What a Fabric is made of, on every rank."""
+
+    on: Machine
+    precision: str
+    strategy: str  # as `choose_strategy` says
+
+
+def launch(
+    on: Machine,
+    precision: str,
+    story: Callable[[Fabric, Job], Result],
+    job: Job,
+    *,
+    strategy: str = "auto",
+    whole: bool = True,
+) -> Result:
     """Run `story(fabric, job)` on every rank; returns what rank 0 returns.
 
     `story` is a module-level function and `job` can be pickled, since other ranks are started afresh. A user error of
     any rank is raised here, once; a rank that dies is a MachineError.
+
+    Args:
+        strategy, whole: see `choose_strategy`.
     """
+    plan = Plan(on, precision, choose_strategy(strategy, on, whole=whole))
     if on.devices == 1 or on.num_nodes > 1 or "LOCAL_RANK" in os.environ:  # one process, or started by a cluster
-        return _fabric(on, precision).launch(story, job)  # type: ignore[arg-type]
+        with _lost_peers(lambda: MachineError(f"the connection between the ranks broke; {_GO_ON}")):
+            return _fabric(plan).launch(story, job)  # type: ignore[arg-type]
     port = _free_port()
-    with _other_ranks(on, port, (precision, story, job)) as ranks:
+    with _other_ranks(plan, port, story, job) as ranks:
         _share_cores(on)
-        try:
-            return _fabric(on, precision, rank=0, port=port).launch(story, job)  # type: ignore[arg-type]
-        except RuntimeError as error:
-            if isinstance(error, UserError) or not _is_lost_peer(error):
-                raise
-            raise ranks.verdict() from error
+        with _lost_peers(ranks.verdict):
+            return _fabric(plan, rank=0, port=port).launch(story, job)  # type: ignore[arg-type]
 
 
-def _fabric(on: Machine, precision: str, rank: int = 0, port: int | None = None) -> Fabric:
+@contextmanager
+def _lost_peers(verdict: Callable[[], UserError]) -> Iterator[None]:
+    """Turn a collective that failed because another rank is gone into what is known of that."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, UserError) or not _is_lost_peer(error):
+            raise
+        raise verdict() from error
+
+
+def is_sharded(fabric: Fabric) -> bool:
+    """Whether each rank holds a part of the model only, once `fabric.setup_module` has it."""
+    from lightning.fabric.strategies import ModelParallelStrategy
+
+    return isinstance(fabric.strategy, ModelParallelStrategy)
+
+
+def _fabric(plan: Plan, rank: int = 0, port: int | None = None) -> Fabric:
     from lightning.fabric import Fabric
-    from lightning.fabric.strategies import DDPStrategy
 
     for package in ("fabric", "pytorch"):  # both announce themselves
         logging.getLogger(f"lightning.{package}").setLevel(logging.WARNING)
-    strategy: Any = "auto"
-    if on.world_size > 1:
-        environment = None if port is None else _environment(rank, port)
-        strategy = DDPStrategy(cluster_environment=environment, gradient_as_bucket_view=True, **_without_buffers())
     return Fabric(
-        accelerator=on.accelerator,
-        devices=on.devices,
-        num_nodes=on.num_nodes,
-        precision=precision,  # type: ignore[arg-type]
-        strategy=strategy,
+        accelerator=plan.on.accelerator,
+        devices=plan.on.devices,
+        num_nodes=plan.on.num_nodes,
+        # what is bf16 in bf16-true says so itself; Fabric's word for it would cast added weights, which are fp32
+        precision="bf16-mixed" if plan.precision == "bf16-mixed" else "32-true",
+        strategy={"none": lambda plan: "auto", "ddp": _ddp, "fsdp": _fsdp}[plan.strategy](plan),
+        plugins=[] if port is None else [_environment(rank, port)],
     )
+
+
+def _ddp(plan: Plan) -> Any:
+    from lightning.fabric.strategies import DDPStrategy
+
+    class OfWhatTrains(DDPStrategy):
+        """Ranks do not send each other what is frozen: it is equal, may be quantized, or lie on a mapped file."""
+
+        def setup_module(self, module: torch.nn.Module) -> Any:
+            trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+            ignored = [name for name in module.state_dict() if name not in trained]
+            torch.nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, ignored)
+            return super().setup_module(module)
+
+    return OfWhatTrains(gradient_as_bucket_view=True, **_without_buffers())
 
 
 def _without_buffers() -> dict[str, Any]:
@@ -257,6 +335,17 @@ def _without_buffers() -> dict[str, Any]:
     """
     known = inspect.signature(torch.nn.parallel.DistributedDataParallel).parameters
     return {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
+
+
+def _fsdp(plan: Plan) -> Any:
+    from lightning.fabric.strategies import ModelParallelStrategy
+
+    compute = torch.bfloat16 if plan.precision == "bf16-mixed" else None
+
+    def parallelize(model: Any, mesh: Any) -> Any:
+        return parallel.shard(model, mesh["data_parallel"], compute)
+
+    return ModelParallelStrategy(parallelize, data_parallel_size=plan.on.world_size, tensor_parallel_size=1)
 
 
 def _environment(rank: int, port: int) -> Any:
@@ -293,8 +382,8 @@ class _Ranks:
         for rank, process in enumerate(self.processes, start=1):
             process.join(timeout=0.5)
             if process.exitcode:
-                return MachineError(f"rank {rank} {_ending(process.exitcode)}; continue with --resume auto")
-        return MachineError("the connection between the ranks broke; continue with --resume auto")
+                return MachineError(f"rank {rank} {_ending(process.exitcode)}; {_GO_ON}")
+        return MachineError(f"the connection between the ranks broke; {_GO_ON}")
 
     def watch(self, done: threading.Event) -> None:
         """End this process when a rank has died and rank 0 still waits for it inside a library after PATIENCE."""
@@ -315,11 +404,11 @@ class _Ranks:
 
 
 @contextmanager
-def _other_ranks(on: Machine, port: int, work: tuple[Any, ...]) -> Iterator[_Ranks]:
+def _other_ranks(plan: Plan, port: int, story: Callable[..., Any], job: Any) -> Iterator[_Ranks]:
     context = multiprocessing.get_context("spawn")
-    pipes = [context.Pipe(duplex=False) for _ in range(1, on.devices)]
+    pipes = [context.Pipe(duplex=False) for _ in range(1, plan.on.devices)]
     processes: list[BaseProcess] = [
-        context.Process(target=_rank, args=(rank, on, port, pipe[1], *work), name=f"rank {rank}")
+        context.Process(target=_rank, args=(rank, plan, port, pipe[1], story, job), name=f"rank {rank}")
         for rank, pipe in enumerate(pipes, start=1)
     ]
     ranks = _Ranks(processes, [pipe[0] for pipe in pipes])
@@ -338,15 +427,13 @@ def _other_ranks(on: Machine, port: int, work: tuple[Any, ...]) -> Iterator[_Ran
             torch.distributed.destroy_process_group()
 
 
-def _rank(
-    rank: int, on: Machine, port: int, voice: Connection, precision: str, story: Callable[..., Any], job: Any
-) -> None:
+def _rank(rank: int, plan: Plan, port: int, voice: Connection, story: Callable[..., Any], job: Any) -> None:
     """The life of a rank other than 0."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of a terminal; rank 0 acts on it
     threading.Thread(target=_leave_with_parent, daemon=True).start()
-    _share_cores(on)
+    _share_cores(plan.on)
     try:
-        _fabric(on, precision, rank, port).launch(story, job)
+        _fabric(plan, rank, port).launch(story, job)
     except UserError as error:
         voice.send(error)
         sys.exit(error.exit_status)
