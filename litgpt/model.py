@@ -50,7 +50,7 @@ class GPT(nn.Module):
         # Gemma 3: layers that look at their neighbourhood turn faster, and are never stretched
         self.local_rope = Rope(config, config.rope_local_base_freq, None) if config.rope_local_base_freq else None
         self.kv_cache: KVCache | None = None
-        self.gradient_checkpointing = False  # blocks are computed again in the backward pass, their insides not kept
+        self.gradient_checkpointing = False  # compute blocks again in the backward pass instead of keeping their insides
         self.tie_weights()
 
     def tie_weights(self) -> None:
@@ -125,25 +125,6 @@ class GPT(nn.Module):
         Raises:
             InputError: more tokens than the context length.
         """
-        x = self.hidden(idx, input_pos, cache=cache, doc_ids=doc_ids, last_only=last_only)
-        if targets is not None:
-            softcap = self.config.final_logit_softcapping
-            # what is wrapped around a head joins by `weight`, or says the product in other terms
-            terms = getattr(self.lm_head, "terms", None)
-            x, weight = (x, self.lm_head.weight) if terms is None else terms(x)
-            return linear_cross_entropy(x, weight, targets, bias=self.lm_head.bias, softcap=softcap)
-        return self.logits(x)
-
-    def hidden(
-        self,
-        idx: Tensor,
-        input_pos: Tensor | None = None,
-        *,
-        cache: KVCache | None = None,
-        doc_ids: Tensor | None = None,
-        last_only: bool = False,
-    ) -> Tensor:
-        """What the head reads: (B, T, n_embd), or (B, 1, n_embd) with `last_only`. Arguments as in `forward`."""
         if cache is None and input_pos is not None:
             cache = self.kv_cache
         x, shared = self.embed(idx), self.share(idx, input_pos, cache, doc_ids)
@@ -153,13 +134,14 @@ class GPT(nn.Module):
                 x = checkpoint(block, x, shared, use_reentrant=False)
             else:
                 x = block(x, shared, None if cache is None else cache.layers[layer])
-        normed: Tensor = self.transformer["ln_f"](x[:, -1:] if last_only else x)
-        return normed
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """(..., n_embd) -> (..., padded_vocab_size)."""
-        logits: Tensor = self.lm_head(hidden)
+        x = self.transformer["ln_f"](x[:, -1:] if last_only else x)
         softcap = self.config.final_logit_softcapping
+        if targets is not None:
+            # what is wrapped around a head joins by `weight`, or says the product in other terms
+            terms = getattr(self.lm_head, "terms", None)
+            x, weight = (x, self.lm_head.weight) if terms is None else terms(x)
+            return linear_cross_entropy(x, weight, targets, bias=self.lm_head.bias, softcap=softcap)
+        logits: Tensor = self.lm_head(x)
         return logits if softcap is None else torch.tanh(logits / softcap) * softcap
 
     def embed(self, idx: Tensor) -> Tensor:
@@ -218,26 +200,22 @@ class GPT(nn.Module):
 
         What writes into the residual stream is smaller by sqrt(2 n_layer) (GPT-2), so that depth does not add up.
         """
-        for name, module in self.named_modules():
-            self.init_module(name, module, generator)
-
-    def init_module(self, name: str, module: nn.Module, generator: torch.Generator | None = None) -> None:
-        """Draw what one module holds itself; all of them in order are `init_weights`."""
         std = math.sqrt(2 / (5 * self.config.n_embd))
-        if isinstance(module, (nn.Linear, nn.Embedding, Router)):
-            writes_residual = name.rpartition(".")[2] == "proj"
-            nn.init.normal_(
-                module.weight,
-                std=std / math.sqrt(2 * self.config.n_layer) if writes_residual else std,
-                generator=generator,
-            )
-            bias = getattr(module, "bias", None)
-            if bias is not None:
-                nn.init.zeros_(bias)
-        elif isinstance(module, (RMSNorm, nn.LayerNorm)):
-            module.reset_parameters()
-        if isinstance(module, Router):
-            module.reset_bias()
+        for name, module in self.named_modules():
+            if isinstance(module, (nn.Linear, nn.Embedding, Router)):
+                writes_residual = name.rpartition(".")[2] == "proj"
+                nn.init.normal_(
+                    module.weight,
+                    std=std / math.sqrt(2 * self.config.n_layer) if writes_residual else std,
+                    generator=generator,
+                )
+                bias = getattr(module, "bias", None)
+                if bias is not None:
+                    nn.init.zeros_(bias)
+            elif isinstance(module, (RMSNorm, nn.LayerNorm)):
+                module.reset_parameters()
+            if isinstance(module, Router):
+                module.reset_bias()
 
 
 @dataclass
