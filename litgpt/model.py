@@ -50,7 +50,7 @@ class GPT(nn.Module):
         # Gemma 3: layers that look at their neighbourhood turn faster, and are never stretched
         self.local_rope = Rope(config, config.rope_local_base_freq, None) if config.rope_local_base_freq else None
         self.kv_cache: KVCache | None = None
-        self.gradient_checkpointing = False  # compute blocks again in the backward pass instead of keeping their insides
+        self.gradient_checkpointing = False  # blocks are computed again in the backward pass, their insides not kept
         self.tie_weights()
 
     def tie_weights(self) -> None:
@@ -125,6 +125,25 @@ class GPT(nn.Module):
         Raises:
             InputError: more tokens than the context length.
         """
+        x = self.hidden(idx, input_pos, cache=cache, doc_ids=doc_ids, last_only=last_only)
+        if targets is not None:
+            softcap = self.config.final_logit_softcapping
+            # what is wrapped around a head joins by `weight`, or says the product in other terms
+            terms = getattr(self.lm_head, "terms", None)
+            x, weight = (x, self.lm_head.weight) if terms is None else terms(x)
+            return linear_cross_entropy(x, weight, targets, bias=self.lm_head.bias, softcap=softcap)
+        return self.logits(x)
+
+    def hidden(
+        self,
+        idx: Tensor,
+        input_pos: Tensor | None = None,
+        *,
+        cache: KVCache | None = None,
+        doc_ids: Tensor | None = None,
+        last_only: bool = False,
+    ) -> Tensor:
+        """What the head reads: (B, T, n_embd), or (B, 1, n_embd) with `last_only`. Arguments as in `forward`."""
         if cache is None and input_pos is not None:
             cache = self.kv_cache
         x, shared = self.embed(idx), self.share(idx, input_pos, cache, doc_ids)
@@ -134,14 +153,13 @@ class GPT(nn.Module):
                 x = checkpoint(block, x, shared, use_reentrant=False)
             else:
                 x = block(x, shared, None if cache is None else cache.layers[layer])
-        x = self.transformer["ln_f"](x[:, -1:] if last_only else x)
+        normed: Tensor = self.transformer["ln_f"](x[:, -1:] if last_only else x)
+        return normed
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., n_embd) -> (..., padded_vocab_size)."""
+        logits: Tensor = self.lm_head(hidden)
         softcap = self.config.final_logit_softcapping
-        if targets is not None:
-            # what is wrapped around a head joins by `weight`, or says the product in other terms
-            terms = getattr(self.lm_head, "terms", None)
-            x, weight = (x, self.lm_head.weight) if terms is None else terms(x)
-            return linear_cross_entropy(x, weight, targets, bias=self.lm_head.bias, softcap=softcap)
-        logits: Tensor = self.lm_head(x)
         return logits if softcap is None else torch.tanh(logits / softcap) * softcap
 
     def embed(self, idx: Tensor) -> Tensor:
@@ -154,29 +172,38 @@ class GPT(nn.Module):
 
     def share(self, idx: Tensor, input_pos: Tensor | None, cache: KVCache | None, doc_ids: Tensor | None) -> Shared:
         """What all layers of one forward have in common: positions, rotations, who may attend to whom."""
-        length = idx.size(1)
+        documents = None if cache is None else cache.documents
+        length = idx.size(1) if documents is None else max(length for _, length in documents)
         limit = self.config.block_size if cache is None else cache.max_len
         if length > limit:
             raise InputError(f"{length} tokens do not fit into {limit}, the longest sequence this model (cache) takes")
         positions = torch.arange(length, device=idx.device) if input_pos is None else input_pos
         # looking at positions is free on the CPU; on other devices it would make the host wait
         on_host = input_pos is not None and positions.device.type == "cpu" and not torch.compiler.is_compiling()
-        last = int(positions.max()) if on_host else None
+        last = int(positions.max()) if on_host and (cache is None or cache.span is None) else None
         if cache is not None and last is not None and last >= cache.max_len:
             raise InputError(f"position {last} lies beyond the cache of {cache.max_len} tokens")
-        fresh = input_pos is None or (on_host and length > 1 and bool((positions[..., 0] == 0).all()))
+        fresh = documents is not None or input_pos is None
+        fresh = fresh or (on_host and length > 1 and bool((positions[..., 0] == 0).all()))
         span = None if cache is None else cache.span or (None if last is None else last + 1)
         reach = self.reach(positions, cache, doc_ids) if self.rope.has_two_ranges else None
         dtype = self.wte.weight.dtype
         turns = self.rope(positions, reach, dtype)
         local_turns = turns if self.local_rope is None else self.local_rope(positions, None, dtype)
-        documents = None if doc_ids is None else _documents(doc_ids)
-        return Shared(positions, turns, local_turns, fresh or cache is None, span, doc_ids, documents)
+        if documents is not None:
+            rows: list[list[int]] | None = [[length for _, length in documents]]
+        else:
+            rows = None if doc_ids is None else _documents(doc_ids)
+        return Shared(positions, turns, local_turns, fresh or cache is None, span, doc_ids, rows)
 
     def reach(self, positions: Tensor, cache: KVCache | None, doc_ids: Tensor | None) -> Tensor:
         """How long the sequence of each token gets: (1,), (B, 1) or (B, T). Rope that differs beyond a length asks."""
         if cache is not None:
-            return torch.tensor(cache.reach or [cache.max_len] * cache.batch_size, device=positions.device).unsqueeze(1)
+            reach = torch.tensor(cache.reach or [cache.max_len] * cache.batch_size, device=positions.device)
+            if cache.documents is None:
+                return reach.unsqueeze(1)
+            lengths = torch.tensor([length for _, length in cache.documents], device=positions.device)
+            return reach.repeat_interleave(lengths).unsqueeze(0)
         if doc_ids is not None:  # a document's length, not the packed row's; padding is document -1
             ids = doc_ids.long() + 1
             counts = torch.zeros(len(ids), ids.size(1) + 1, dtype=torch.long, device=ids.device)
@@ -200,22 +227,26 @@ class GPT(nn.Module):
 
         What writes into the residual stream is smaller by sqrt(2 n_layer) (GPT-2), so that depth does not add up.
         """
-        std = math.sqrt(2 / (5 * self.config.n_embd))
         for name, module in self.named_modules():
-            if isinstance(module, (nn.Linear, nn.Embedding, Router)):
-                writes_residual = name.rpartition(".")[2] == "proj"
-                nn.init.normal_(
-                    module.weight,
-                    std=std / math.sqrt(2 * self.config.n_layer) if writes_residual else std,
-                    generator=generator,
-                )
-                bias = getattr(module, "bias", None)
-                if bias is not None:
-                    nn.init.zeros_(bias)
-            elif isinstance(module, (RMSNorm, nn.LayerNorm)):
-                module.reset_parameters()
-            if isinstance(module, Router):
-                module.reset_bias()
+            self.init_module(name, module, generator)
+
+    def init_module(self, name: str, module: nn.Module, generator: torch.Generator | None = None) -> None:
+        """Draw what one module holds itself; all of them in order are `init_weights`."""
+        std = math.sqrt(2 / (5 * self.config.n_embd))
+        if isinstance(module, (nn.Linear, nn.Embedding, Router)):
+            writes_residual = name.rpartition(".")[2] == "proj"
+            nn.init.normal_(
+                module.weight,
+                std=std / math.sqrt(2 * self.config.n_layer) if writes_residual else std,
+                generator=generator,
+            )
+            bias = getattr(module, "bias", None)
+            if bias is not None:
+                nn.init.zeros_(bias)
+        elif isinstance(module, (RMSNorm, nn.LayerNorm)):
+            module.reset_parameters()
+        if isinstance(module, Router):
+            module.reset_bias()
 
 
 @dataclass
@@ -360,7 +391,7 @@ class Attention(nn.Module):
         q, k, v = self.project(x, shared)
         if cache is None or shared.fresh:
             if cache is not None:
-                cache.write(shared.positions, k, v)
+                cache.write(shared, k, v)
             y = attend_own(q, k, v, shared, self.window, scale=self.scale, softcap=self.softcap)
         else:
             k, v, mask = cache.extend(shared, k, v)
@@ -431,7 +462,7 @@ class LatentAttention(nn.Module):
         latent, k_turned = self.latents(x, shared)  # (B, 1, T, rank), (B, 1, T, turned)
         if cache is None or shared.fresh:
             if cache is not None:
-                cache.write(shared.positions, k_turned, latent)
+                cache.write(shared, k_turned, latent)
             q, k, v = self.unfold(q_nope, q_turned, latent, k_turned)
             y = attend_own(q, k, v, shared, self.window, scale=self.scale, softcap=self.softcap)
         else:
@@ -869,21 +900,45 @@ class LayerCache:
     gaps, from 0: so what a slot holds follows from the row's position alone, and a row may start again at any time.
     """
 
-    def __init__(self, k: Tensor, v: Tensor, window: int | None) -> None:
+    def __init__(
+        self, k: Tensor, v: Tensor, window: int | None, documents: list[tuple[int, int]] | None = None
+    ) -> None:
         self.k, self.v = k, v  # (B, heads, slots, size) each; for latent attention the turned part and the latent
         self.slots = k.size(2)
         self.window = window
+        self.documents = documents  # see `KVCache.packed`
 
-    def write(self, positions: Tensor, k: Tensor, v: Tensor) -> None:
-        """Store k, v (B, heads, T, size) at positions (T,) or (B, T); of more than a ring holds, the last ones stay."""
-        slots = positions[..., -self.slots :] % self.slots if self.window is not None else positions
+    def write(self, shared: Shared, k: Tensor, v: Tensor) -> None:
+        """Store k, v (B, heads, T, size) at their positions; of more than a ring holds, the last ones stay."""
+        if self.documents is not None:
+            return self._write_documents(self.documents, k, v)
+        index = self._index(shared, k.size(2))
         for kept, new in ((self.k, k), (self.v, v)):
-            new = new[:, :, -self.slots :].to(kept.dtype)
-            if slots.dim() == 1:
-                kept.index_copy_(2, slots, new)
-            else:
-                rows = torch.arange(len(slots), device=slots.device).unsqueeze(1)
-                kept[rows, :, slots] = new.transpose(1, 2)  # indexed dims come first: (B, T, heads, size)
+            if new.size(2) > self.slots:
+                new = new[:, :, -self.slots :]
+            size = kept.size(-1)
+            kept.view(-1, size).index_copy_(0, index, new.to(kept.dtype).reshape(-1, size))
+
+    def _index(self, shared: Shared, length: int) -> Tensor:
+        """(B * heads * T,): where in the cache, seen as one list of slots, these tokens go; once for all layers."""
+        key = ("slots", length, self.slots, self.window is None)
+        index = shared.masks.get(key)
+        if index is None:
+            slots = shared.positions.view(-1, length)[:, -self.slots :]
+            slots = slots if self.window is None else slots % self.slots
+            rows, heads = self.k.shape[:2]
+            first = torch.arange(0, rows * heads * self.slots, self.slots, device=slots.device).view(rows, heads, 1)
+            index = shared.masks[key] = (first + slots.unsqueeze(1)).flatten()
+        return index
+
+    def _write_documents(self, documents: list[tuple[int, int]], k: Tensor, v: Tensor) -> None:
+        for kept, new in ((self.k, k), (self.v, v)):
+            parts = new[0].to(kept.dtype).split([length for _, length in documents], dim=1)
+            for (row, length), part in zip(documents, parts, strict=True):
+                held = min(length, self.slots)
+                first = (length - held) % self.slots  # 0, but for a ring that has gone around
+                kept[row, :, first:held] = part[:, length - held : length - first]
+                kept[row, :, :first] = part[:, length - first :]
 
     def extend(self, shared: Shared, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Add k, v and return all keys and values these tokens may look at, with the mask (B or 1, 1, T, S)."""
@@ -894,9 +949,9 @@ class LayerCache:
                 torch.cat((self.k, k.to(self.k.dtype)), dim=2),
                 torch.cat((self.v, v.to(self.v.dtype)), dim=2),
             )
-            self.write(shared.positions, k, v)
+            self.write(shared, k, v)
             return keys, values, mask
-        self.write(shared.positions, k, v)
+        self.write(shared, k, v)
         if self.window is not None:
             return self.k, self.v, self.mask(shared, "ring", length)
         span = shared.span or self.slots
@@ -956,6 +1011,7 @@ class KVCache:
         self.batch_size, self.max_len = batch_size, max_len
         self.span: int | None = None  # the caller may say how many slots are in use; None: found out, or all
         self.reach: list[int] | None = None  # and how long each row will get; None: max_len
+        self.documents: list[tuple[int, int]] | None = None  # see `packed`
         self.layers: list[LayerCache] = []
         for layer in range(config.n_layer):
             window = config.window(layer)
@@ -968,16 +1024,47 @@ class KVCache:
 
     def rows(self, start: int, stop: int) -> KVCache:
         """A view of some rows: what is written to it is written here."""
-        view = object.__new__(KVCache)
-        view.batch_size, view.max_len, view.span, view.reach = stop - start, self.max_len, None, None
-        view.layers = [layer.rows(slice(start, stop)) for layer in self.layers]
+        return self._view([layer.rows(slice(start, stop)) for layer in self.layers], stop - start)
+
+    def packed(self, documents: list[tuple[int, int]]) -> KVCache:
+        """A view for sequences that begin and are laid end to end as one row: (row of this cache, length) of each.
+
+        ids        a a a b b c c c c       positions  0 1 2 0 1 0 1 2 3      documents  (0, 3) (2, 2) (1, 4)
+        """
+        view = self._view([LayerCache(c.k, c.v, c.window, documents) for c in self.layers], len(documents))
+        view.documents = documents
         return view
 
-    def move_row(self, source: int, target: int) -> None:
-        """Copy one row over another."""
+    def _view(self, layers: list[LayerCache], rows: int) -> KVCache:
+        view = object.__new__(KVCache)
+        view.batch_size, view.max_len, view.span, view.reach, view.documents = rows, self.max_len, None, None, None
+        view.layers = layers
+        return view
+
+    def grow(self, rows: int, max_len: int) -> None:
+        """Make room for more or longer rows; what is there stays. One layer at a time is held twice."""
         for layer in self.layers:
-            layer.k[target].copy_(layer.k[source])
-            layer.v[target].copy_(layer.v[source])
+            slots = max_len if layer.window is None else min(layer.window, max_len)
+            # a ring that is not yet as large as its window has never gone around: slot s holds position s
+            for name in ("k", "v"):
+                old: Tensor = getattr(layer, name)
+                new = old.new_zeros(rows, old.size(1), slots, old.size(3))
+                new[: old.size(0), :, : old.size(2)] = old
+                setattr(layer, name, new)
+            layer.slots = slots
+        self.batch_size, self.max_len = rows, max_len
+
+    def copy_row(self, source: int, target: int, length: int) -> None:
+        """Copy the first `length` slots of one row over another's."""
+        for tensor in self.tensors():
+            tensor[target, :, :length].copy_(tensor[source, :, :length])
+
+    def swap_rows(self, one: int, other: int, length: int) -> None:
+        """Exchange the first `length` slots of two rows."""
+        for tensor in self.tensors():
+            kept = tensor[one, :, :length].clone()
+            tensor[one, :, :length].copy_(tensor[other, :, :length])
+            tensor[other, :, :length].copy_(kept)
 
     def tensors(self) -> Iterator[Tensor]:
         for layer in self.layers:
