@@ -44,8 +44,7 @@ def counted(loader) -> list[int]:
 def one_epoch(data: TextFiles) -> list[list[int]]:
     """The rows of one epoch, in order of their first token."""
     loader = data.train_dataloader()
-    stream = iter(loader)
-    rows = [row for _ in range(len(loader)) for row in next(stream)["ids"].tolist()]
+    rows = [row for batch in loader.step(loader.samples) for row in batch["ids"].tolist()]
     return sorted(rows[: loader.samples])
 
 
@@ -173,16 +172,14 @@ def test_the_unigram_loss_is_of_the_validation_text(tmp_path):
 
 def test_a_run_resumed_on_other_ranks_goes_on_in_the_same_order(tmp_path):
     data = ready(text(tmp_path / "a.txt", numbers(0, 500)), batch=4)
-    whole = iter(data.train_dataloader())
-    expected = torch.cat([next(whole)["ids"] for _ in range(40)])  # more than two epochs
+    expected = torch.cat([batch["ids"] for batch in data.train_dataloader().step(160)])  # more than two epochs
     begun = data.train_dataloader()
-    stream = iter(begun)
-    first = [next(stream)["ids"] for _ in range(15)]
+    first = [batch["ids"] for batch in begun.step(60)]
     loaders = [data.train_dataloader(rank, 2) for rank in range(2)]
     for loader in loaders:
         loader.load_state_dict(begun.state_dict())
-    pairs = zip(*loaders, strict=True)
-    rest = [batch["ids"] for _, both in zip(range(12), pairs, strict=False) for batch in both]
+    turns = zip(*(loader.step(96) for loader in loaders), strict=True)
+    rest = [batch["ids"] for both in turns for batch in both]
     assert torch.equal(torch.cat([*first, *rest]), expected[: 4 * 39])
 
 

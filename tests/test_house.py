@@ -21,7 +21,7 @@ ROOMS = """
     tokenizer
     prompts.marks prompts.messages prompts.base prompts.pieces prompts.table prompts.sandbox prompts.template prompts
     checkpoint report hub launch
-    data.base data.text data.tokens data.loader data.* data
+    data.base data.text data.tokens data.packing data.loader data.* data
     generate.sampling generate.engine generate.session generate.* generate
     run_state training job pretrain finetune.* finetune
     chat.* chat eval.* eval deploy.* deploy scripts.* scripts

@@ -118,9 +118,9 @@ def test_training_is_a_plain_torch_loop(whole_batches: Path, tmp_path: Path) -> 
     schedule = Schedule(steps=4, warmup=2, floor=6e-5)
     data = Ragged()
     data.connect(None, 8, 16)
-    batches = iter(data.train_dataloader())
+    loader = data.train_dataloader()
     for step, row in enumerate(runs.losses(whole_batches)):
-        batch = next(batches)
+        (batch,) = loader.step(8)
         loss = nn.functional.cross_entropy(model(batch["ids"]).flatten(0, 1), batch["labels"].flatten())
         loss.backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -28,22 +28,30 @@ class Batch(_Rows, total=False):
 
 
 class Loader(Protocol):
-    """Yields the micro-batches of one rank, equally many on every rank.
+    """For validation: everything once, as micro-batches of one rank, equally many on every rank.
 
-    For validation: everything once. Rows that only fill up the last batches have no label that counts.
+    Rows that only fill up the last batches have no label that counts.
     """
 
-    samples: int  # rows of an epoch, all ranks together
+    @property
+    def samples(self) -> int:
+        """All that validate, all ranks together."""
+        ...
 
     def __iter__(self) -> Iterator[Batch]: ...
 
     def __len__(self) -> int:
-        """Batches of this rank that cover one epoch."""
+        """Batches of this rank."""
         ...
 
 
-class StatefulLoader(Loader, Protocol):
+class StatefulLoader(Protocol):
     """For training: never ends, goes from one epoch's order to the next; the loop says when it is enough."""
+
+    @property
+    def samples(self) -> int:
+        """Samples of an epoch, all ranks together."""
+        ...
 
     def step(self, samples: int) -> list[Batch]:
         """This rank's micro-batches of one optimizer step over the next `samples` samples of all ranks together.
@@ -51,6 +59,10 @@ class StatefulLoader(Loader, Protocol):
         Equally many on every rank, at least one; one that has nothing left to hold has no label that counts. Which
         samples make up a step does not depend on ranks, micro-batches or packing.
         """
+        ...
+
+    def padding_share(self) -> float:
+        """The share of positions that held nothing, in all that this rank has got."""
         ...
 
     def state_dict(self) -> dict[str, int]:
@@ -78,6 +90,9 @@ class DataModule(ABC):
     def longest_row(self) -> int | None:
         """Tokens of the longest row the data can fill, known once it is prepared; None: as many as are asked for."""
         return None
+
+    def require_fit(self, context: int) -> None:  # noqa: B027
+        """InputError where samples are longer than the model's context. Asked when nobody said that they may be cut."""
 
     def setup(self) -> None:  # noqa: B027
         """Open what `prepare_data` left. Writes nothing."""

@@ -6,19 +6,21 @@ All ranks walk one endless row of samples, epoch after epoch:
     rank     0 0 1 1 | 0 0 1 1 | 0 0 ...
 
 so any number of ranks and any micro-batch see the same samples in the same order, and where a run stands is one number.
-No worker processes: a row is a slice of a mapped file, or what the caller prepared. Knows nothing of text.
+Samples of different length are laid into rows first (packing.py), those of one step together. No worker processes: a
+row is a slice of an array that the caller prepared. Knows nothing of text.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
 
 from litgpt.data.base import IGNORE, Batch
+from litgpt.data.packing import Cut, MicroBatch, Plan, lay, size
 
 Collate = Callable[[Sequence[Any], int], Batch]  # (rows, batch size) -> a batch, its missing rows counting for nothing
 
@@ -30,9 +32,36 @@ class Rows(Protocol):
     def __getitem__(self, index: int) -> Any: ...
 
 
+class Order:
+    """One endless row of samples, each epoch in an order of its own, and how many of it all ranks have taken."""
+
+    def __init__(self, samples: int, seed: int) -> None:
+        self.samples, self.seed = samples, seed
+        self._next = 0
+        self._orders: dict[int, np.ndarray] = {}
+
+    def take(self, samples: int) -> list[int]:
+        """The next so many; all ranks take the same."""
+        first, self._next = self._next, self._next + samples
+        return [self._at(place) for place in range(first, self._next)]
+
+    def state_dict(self) -> dict[str, int]:
+        epoch, sample = divmod(self._next, self.samples)
+        return {"epoch": epoch, "sample": sample}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self._next = state["epoch"] * self.samples + min(state["sample"], self.samples)
+
+    def _at(self, place: int) -> int:
+        epoch, index = divmod(place, self.samples)
+        if epoch not in self._orders:
+            self._orders = {epoch: epoch_order(self.seed, epoch, self.samples)}
+        return int(self._orders[epoch][index])
+
+
 @dataclass
 class TrainLoader:
-    """Endless shuffled micro-batches of one rank. Iterating again goes on; only `load_state_dict` goes elsewhere."""
+    """Endless shuffled steps of one rank, of rows that are all of one length."""
 
     rows: Rows
     collate: Collate
@@ -43,39 +72,23 @@ class TrainLoader:
 
     def __post_init__(self) -> None:
         self.samples = len(self.rows)
-        self._next = 0  # samples that all ranks have taken, over all epochs
-        self._orders: dict[int, np.ndarray] = {}
-
-    def __len__(self) -> int:
-        return -(-self.samples // (self.batch_size * self.world_size))
-
-    def __iter__(self) -> Iterator[Batch]:
-        while True:
-            yield from self.step(self.batch_size * self.world_size)
+        self._order = Order(self.samples, self.seed)
 
     def step(self, samples: int) -> list[Batch]:
-        end = self._next + samples
-        firsts = range(self._next, end, self.batch_size * self.world_size)
-        mine = [first + self.rank * self.batch_size for first in firsts]
-        self._next = end
-        return [self._batch(first, min(first + self.batch_size, end)) for first in mine]
+        taken = self._order.take(samples)
+        turns = range(0, samples, self.batch_size * self.world_size)
+        mine = [first + self.rank * self.batch_size for first in turns]
+        batches = [taken[first : first + self.batch_size] for first in mine]
+        return [self.collate([self.rows[i] for i in batch], self.batch_size) for batch in batches]
+
+    def padding_share(self) -> float:
+        return 0.0
 
     def state_dict(self) -> dict[str, int]:
-        epoch, sample = divmod(self._next, self.samples)
-        return {"epoch": epoch, "sample": sample}
+        return self._order.state_dict()
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self._next = state["epoch"] * self.samples + min(state["sample"], self.samples)
-
-    def _batch(self, first: int, end: int) -> Batch:
-        return self.collate([self.rows[self._row(sample)] for sample in range(first, end)], self.batch_size)
-
-    def _row(self, sample: int) -> int:
-        epoch, index = divmod(sample, self.samples)
-        if epoch not in self._orders:
-            last = {e: order for e, order in self._orders.items() if e == epoch - 1}  # a batch may lie in both
-            self._orders = {**last, epoch: epoch_order(self.seed, epoch, self.samples)}
-        return int(self._orders[epoch][index])
+        self._order.load_state_dict(state)
 
 
 @dataclass
@@ -99,6 +112,87 @@ class ValLoader:
             first = (turn * self.world_size + self.rank) * self.batch_size
             rows = [self.rows[i] for i in range(first, min(first + self.batch_size, self.samples))]
             yield self.collate(rows, self.batch_size)
+
+
+class Padding:
+    """How much of what was yielded held nothing."""
+
+    def __init__(self) -> None:
+        self.positions = self.filled = 0
+
+    def add(self, batch: MicroBatch, lengths: Sequence[int]) -> None:
+        positions, filled = size(batch, lengths)
+        self.positions += positions
+        self.filled += filled
+
+    @property
+    def share(self) -> float:
+        return 1 - self.filled / max(self.positions, 1) if self.positions else 0.0
+
+
+Planner = Callable[[Sequence[int]], Plan]  # lengths of the samples of a step -> where they lie
+
+
+@dataclass
+class RaggedTrainLoader:
+    """Endless shuffled steps of one rank, of samples of different length."""
+
+    rows: Cut
+    plan: Planner
+    seed: int
+    rank: int = 0
+
+    def __post_init__(self) -> None:
+        self.samples = len(self.rows)
+        self._order = Order(self.samples, self.seed)
+        self._padding = Padding()
+
+    def step(self, samples: int) -> list[Batch]:
+        return list(_laid(self.rows, self._order.take(samples), self.plan, self.rank, self._padding))
+
+    def padding_share(self) -> float:
+        """The share of positions that were padding, in all that this rank has got."""
+        return self._padding.share
+
+    def state_dict(self) -> dict[str, int]:
+        return self._order.state_dict()
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self._order.load_state_dict(state)
+
+
+@dataclass
+class RaggedValLoader:
+    """Every sample once, so many in order at a time, those laid as well as they can be."""
+
+    rows: Cut
+    plan: Planner
+    rank: int = 0
+    at_a_time: int = 256
+
+    def __post_init__(self) -> None:
+        self.samples = len(self.rows)
+
+    def __len__(self) -> int:
+        return sum(len(self.plan(self.rows.positions[chosen].tolist())[self.rank]) for chosen in self._chunks())
+
+    def __iter__(self) -> Iterator[Batch]:
+        padding = Padding()
+        for chosen in self._chunks():
+            yield from _laid(self.rows, chosen, self.plan, self.rank, padding)
+
+    def _chunks(self) -> list[list[int]]:
+        everything = range(self.samples)
+        return [list(everything[first : first + self.at_a_time]) for first in everything[:: self.at_a_time]]
+
+
+def _laid(samples: Cut, chosen: Sequence[int], plan: Planner, rank: int, padding: Padding) -> Iterator[Batch]:
+    """This rank's micro-batches of the chosen samples."""
+    lengths = samples.positions[chosen].tolist()
+    for batch in plan(lengths)[rank]:
+        padding.add(batch, lengths)
+        arrays = lay([[samples[chosen[i]] for i in row] for row in batch])
+        yield cast(Batch, {name: torch.from_numpy(array) for name, array in arrays.items()})
 
 
 def epoch_order(seed: int, epoch: int, samples: int) -> np.ndarray:
