@@ -372,8 +372,7 @@ def story(fabric: Fabric, job: Job) -> None:
     schedule = job.schedule()
     _announce(fabric, job, schedule)
     launch.seed_everything(job.seed + fabric.global_rank)
-    model = build_model(job, fabric.device)
-    wrapped = fabric.setup_module(model, move_to_device=False)
+    model, wrapped = build(fabric, job)
     run = training.Run(
         fabric=fabric,
         model=wrapped,
@@ -418,31 +417,73 @@ def _closed_at_the_end(run: Run) -> Iterator[None]:
             run.metrics.close()
 
 
+def build(fabric: Fabric, job: Job) -> tuple[GPT, Any]:
+    """The model, in the dtype it is trained in, with what the method adds to it; and the same as Fabric wraps it."""
+    import torch
+
+    from litgpt import launch, optimizers, parallel
+
+    device = fabric.device
+    if launch.is_sharded(fabric):
+        optimizers.require_parts(job.optimizer, parallel.sample(launch.mesh(fabric)))
+        if job.method.is_whole:
+            return build_in_parts(fabric, job)
+        device = torch.device("cpu")  # what is frozen lies on the mapped files until its part is taken
+    model = build_model(job, device)
+    return model, fabric.setup_module(model, move_to_device=False)
+
+
+def build_in_parts(fabric: Fabric, job: Job) -> tuple[GPT, Any]:
+    """`build` where each rank holds a part of the model: no rank ever holds more than that and one whole tensor."""
+    import torch
+
+    from litgpt import checkpoint, launch, parallel
+
+    model = _outline(job)
+    job.method.attach(model)
+    wrapped = fabric.setup_module(model, move_to_device=False)
+    source = job.resume_dir or job.source
+    if source is not None:
+        tensors = checkpoint.open_(checkpoint.find(source)).tensors(launch.parameter_dtype(job.precision))
+        parallel.fill(model, tensors)
+    else:
+        parallel.init_weights(model, torch.Generator(fabric.device).manual_seed(job.seed))
+    model.gradient_checkpointing = job.train.gradient_checkpointing
+    return model, wrapped
+
+
 def build_model(job: Job, device: torch.device) -> GPT:
     """The model on its device, in the dtype it is trained in, held once, with what the method adds to it."""
     import torch
 
-    from litgpt import checkpoint, launch, weights
+    from litgpt import checkpoint, launch
 
-    dtype = launch.parameter_dtype(job.precision)
     generator = torch.Generator(device).manual_seed(job.seed)
     source = job.resume_dir if job.method.is_whole and job.resume_dir is not None else job.source
     if source is not None:
         model = checkpoint.load_model(
             checkpoint.find(source),
             device=device,
-            dtype=dtype,
+            dtype=launch.parameter_dtype(job.precision),
             writable=job.method.is_whole,  # a frozen model may lie on the mapped files
             quantize=job.quantize,
         )
     else:
-        model = weights.outline(job.config)
-        for parameter in model.parameters():  # not `.to`: buffers keep their precision
-            parameter.data = parameter.data.to(dtype)
+        model = _outline(job)
         model.to_empty(device=device)
         model.init_weights(generator)
     job.method.attach(model, generator)
     model.gradient_checkpointing = job.train.gradient_checkpointing
+    return model
+
+
+def _outline(job: Job) -> GPT:
+    """The model without memory, its parameters in the dtype they are trained in."""
+    from litgpt import launch, weights
+
+    model = weights.outline(job.config)
+    for parameter in model.parameters():  # not `.to`: buffers keep their precision
+        parameter.data = parameter.data.to(launch.parameter_dtype(job.precision))
     return model
 
 

@@ -37,6 +37,7 @@ from litgpt.estimate import available_memory
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
     from lightning.fabric.loggers import Logger
+    from torch.distributed.device_mesh import DeviceMesh
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -295,6 +296,12 @@ def is_sharded(fabric: Fabric) -> bool:
     from lightning.fabric.strategies import ModelParallelStrategy
 
     return isinstance(fabric.strategy, ModelParallelStrategy)
+
+
+def mesh(fabric: Fabric) -> DeviceMesh:
+    """The ranks over which a sharded model is cut."""
+    strategy: Any = fabric.strategy
+    return strategy.device_mesh["data_parallel"]
 
 
 def _fabric(plan: Plan, rank: int = 0, port: int | None = None) -> Fabric:

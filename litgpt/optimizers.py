@@ -60,11 +60,29 @@ def build(spec: Spec, parameters: Iterable[nn.Parameter]) -> Optimizer:
         if name not in known and not any(p.kind is p.VAR_KEYWORD for p in known.values()):
             raise InputError(f"optimizer.{name} is not an argument of {chosen.__name__}{near_miss(name, known)}")
     if "fused" in known and not {"fused", "foreach", "capturable", "differentiable"} & set(arguments):
-        arguments["fused"] = all(p.device.type in ("cpu", "cuda") for p in trained)
+        arguments["fused"] = all(p.device.type in ("cpu", "cuda") and _has_kernel(chosen, p) for p in trained)
     try:
         return chosen(trained, **arguments)
     except _REFUSALS as error:
         raise InputError(f"optimizer {chosen.__name__} cannot be made with {asked}: {_said(error)}") from error
+
+
+def require_parts(spec: Spec, parameter: nn.Parameter) -> None:
+    """Refuse an optimizer that cannot take a step on `parameter`, which is sharded over the ranks."""
+    optimizer = build(spec, [parameter])
+    parameter.grad = torch.ones_like(parameter)
+    try:
+        optimizer.step()
+    except _REFUSALS as error:
+        raise InputError(
+            f"optimizer {type(optimizer).__name__} cannot train a model of which each device holds a part "
+            f"({_said(error).partition('. ')[0]}); give --strategy ddp, or AdamW, which can"
+        ) from error
+
+
+def _has_kernel(chosen: type[Optimizer], parameter: nn.Parameter) -> bool:
+    """Whether the fused kernel takes the parameter: of sharded ones torch knows only Adam's."""
+    return issubclass(chosen, torch.optim.Adam) or not hasattr(parameter, "to_local")  # a DTensor has it
 
 
 def _required_rate(rate: Any) -> float:

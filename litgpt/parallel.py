@@ -43,6 +43,14 @@ def shard(model: GPT, mesh: DeviceMesh, compute: torch.dtype | None = None) -> G
     return model
 
 
+def sample(mesh: DeviceMesh) -> nn.Parameter:
+    """A small parameter that is sharded as a model's are, to try things on."""
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    whole = torch.zeros(64, 64, device=mesh.device_type)
+    return nn.Parameter(distribute_tensor(whole, mesh, [Shard(0)], src_data_rank=None))
+
+
 def _let_go(model: nn.Module, inputs: Any, output: Any) -> None:
     """Without a backward pass to come, embedding and head are not kept whole: the parameters are the parts again."""
     if not torch.is_grad_enabled():
