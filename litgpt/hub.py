@@ -236,7 +236,7 @@ class Client:
         self.listed: dict[str, Any] = {}
         self.endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or SITE
         self.host = self.endpoint.split("//")[-1]
-        self.token = _checked(token or os.environ.get("HF_TOKEN"))
+        self.token = checked_token(token or os.environ.get("HF_TOKEN"))
         self.api = HfApi(endpoint=self.endpoint, token=self.token)
         self.refused = HfHubHTTPError
         # what the HTTP client raises: httpx in huggingface_hub 1.x, httpx2 in 2.x
@@ -383,7 +383,7 @@ def _look_up(host: str | None) -> None:
         socket.getaddrinfo(host, None)
 
 
-def _checked(token: str | None) -> str | None:
+def checked_token(token: str | None) -> str | None:
     """A token that can be sent; the error of the client would show it."""
     token = (token or "").strip()
     if not all("!" <= c <= "~" for c in token):

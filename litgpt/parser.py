@@ -220,7 +220,8 @@ def _chosen_config(signature: Signature, name: str, recipe: Recipe) -> Any:
     cls = choice.resolve(str(named.value), named.where)
     used = {k: leaf.default for (k,), leaf in class_leaves(cls).items() if choice.built_here}
     used |= _class_arguments(choice, cls, named, name, recipe)
-    return {"class_path": choice.path(cls), "init_args": {k: plain(v) for k, v in used.items() if v is not REQUIRED}}
+    safe = {k: plain(v) for k, v in used.items() if v is not REQUIRED and not k.endswith("token")}
+    return {"class_path": choice.path(cls), "init_args": safe}
 
 
 def _made(cls: type, values: dict[str, Any], name: str, recipe: Recipe) -> Any:

@@ -45,7 +45,7 @@ class Choice:
         home = importlib.import_module(self.home)
         base = getattr(home, self.base)
         found = {name: getattr(home, name) for name in getattr(home, "__all__", dir(home))}
-        return sorted(name for name, c in found.items() if _is_proper_subclass(c, base))
+        return sorted(n for n, c in found.items() if _is_proper_subclass(c, base) and not inspect.isabstract(c))
 
     def path(self, cls: type) -> str:
         """The full path of a class, by which a recipe names it."""

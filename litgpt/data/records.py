@@ -32,6 +32,7 @@ NEEDED = {  # a row with the keys of several formats is of the first
     "text": ("text",),
 }
 KINDS = tuple(NEEDED)
+COLUMNS = tuple(dict.fromkeys((*(key for keys in NEEDED.values() for key in keys), "input", "tools", "system")))
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 SPEAKERS = {
     **dict.fromkeys(("human", "user"), "user"),
@@ -87,6 +88,14 @@ def required(reading: Reading, name: str) -> list[Record]:
     raise InputError(f"{first}{rest}; mend or remove {'it' if count == 1 else 'them'}")
 
 
+def usable(reading: Reading, name: str) -> tuple[list[Record], str]:
+    """The records and a line on the rows that are left out, or "": for data that is not the user's to mend."""
+    if not reading.faults or not reading.records:
+        return required(reading, name), ""
+    left_out, (_, first) = len(reading.faults), reading.faults[0]
+    return reading.records, f"left out {left_out:,} of {left_out + len(reading.records):,} records: {first}"
+
+
 def try_rows(
     rows: Iterable[Row], name: str, kind: str | None = None, columns: Mapping[str, str] | None = None
 ) -> Reading:
@@ -119,6 +128,29 @@ def split(records: Sequence[Record], fraction: float, seed: int) -> tuple[list[R
     n_train += (left + 1) // 2
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
     return [records[i] for i in order[:n_train]], [records[i] for i in order[n_train:]]
+
+
+def require_fraction(fraction: float) -> None:
+    """Refuses a share of validation records that leaves none to train on, or is none."""
+    if not 0 <= fraction < 1:
+        raise InputError(f"data.val_split_fraction is {fraction}; give a share from 0 (no validation) to below 1")
+
+
+def require_columns(columns: Mapping[str, str] | None) -> None:
+    """Refuses names of columns for keys that we do not have."""
+    for ours in columns or ():
+        if ours not in COLUMNS:
+            raise InputError(f"data.columns: {shown(ours)} is no key{near_miss(ours, COLUMNS)} ({', '.join(COLUMNS)})")
+
+
+def pairs(records: Iterable[Record], every: bool) -> list[Record]:
+    """Conversations as instructions: the first question and its answer, or `every` pair of them by itself."""
+    found = []
+    for record in records:
+        turns = [m for m in record.messages if m["role"] != "system"]
+        for user, answer in list(zip(turns[::2], turns[1::2], strict=False))[: None if every else 1]:
+            found.append(Record((user, answer), None, "instruction", record.where))
+    return found
 
 
 # The format -----------------------------------------------------------------------------------------------------------

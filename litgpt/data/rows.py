@@ -126,15 +126,18 @@ def _is_object(line: str) -> bool:
 def _csv(file: Path) -> Iterator[Row]:
     with _long_fields():
         reader = csv.reader(_text_lines(file), strict=True)
-        header = _next(reader, file)
-        if header is None:
-            return
+        header: list[str] = []
+        while not any(name.strip() for name in header):
+            found = _next(reader, file)
+            if found is None:
+                return
+            header = found
         if doubled := [name for name in header if header.count(name) > 1]:
             raise InputError(f"{file}: the first row names the column {shown(doubled[0])} twice; rename one")
         begin = reader.line_num + 1
         while (cells := _next(reader, file)) is not None:
             where, begin = f"{file}:{begin}", reader.line_num + 1
-            if not cells:  # a blank line
+            if not any(cell.strip() for cell in cells):  # a blank line, or what a spreadsheet makes of one
                 continue
             if len(cells) != len(header):
                 yield where, Broken(f"has {len(cells)} cells, the first row names {len(header)} columns")

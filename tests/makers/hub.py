@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 LARGE = (".safetensors", ".bin", ".model")  # kept by the store of large files: their sha256 is known
 
@@ -35,7 +35,10 @@ class Fault:
 
 
 class StandIn:
-    """Repositories by name; each is a list of commits, each commit a mapping of file names to bytes."""
+    """Repositories by name; each is a list of commits, each commit a mapping of file names to bytes.
+
+    Those named "datasets/org/name" are data sets.
+    """
 
     def __init__(self) -> None:
         self.commits: dict[str, dict[str, dict[str, bytes]]] = defaultdict(dict)
@@ -80,6 +83,15 @@ def stand_in() -> Iterator[StandIn]:
         thread.join()
 
 
+def _blob(content: bytes) -> str:
+    """The id that git has for a file."""
+    return hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
+
+
+def _entry(name: str, content: bytes) -> dict[str, Any]:
+    return {"type": "file", "path": name, "size": len(content), "oid": _blob(content)}
+
+
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
@@ -100,6 +112,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._serve()
 
+    def do_POST(self) -> None:
+        self._serve()
+
     def _serve(self) -> None:
         path = unquote(urlsplit(self.path).path)
         self.asked = Request(self.command, path, {k.lower(): v for k, v in self.headers.items()})
@@ -113,13 +128,49 @@ class _Handler(BaseHTTPRequestHandler):
         parts = path.strip("/").split("/")
         if parts[:2] == ["api", "models"]:
             self._describe("/".join(parts[2:4]), parts[5] if len(parts) > 5 else "main")
+        elif parts[:2] == ["api", "datasets"]:
+            question, revision = parts[4:6] or ("revision", "main")
+            self._describe_data("/".join(parts[1:4]), question, revision, "/".join(parts[6:]))
+        elif parts[0] == "datasets":
+            self._send_data("/".join(parts[:3]), parts[4], "/".join(parts[5:]), fault)
+        elif len(parts) < 5:
+            self._answer(404, b"{}", {})
         else:
             self._send_file("/".join(parts[:2]), parts[3], "/".join(parts[4:]), fault)
         if self.hub.after_request:
             self.hub.after_request(self.asked)
 
+    def _describe_data(self, repo: str, question: str, revision: str, folder: str) -> None:
+        commit = self._commit(repo, revision)
+        if commit is None or question == "revision":
+            self._describe(repo, revision)
+            return
+        files = self.hub.commits[repo][commit]
+        if self.command == "POST":
+            asked = self.rfile.read(int(self.headers["content-length"]))
+            paths = json.loads(asked)["paths"] if asked[:1] == b"{" else parse_qs(asked.decode()).get("paths", [])
+            listed = [_entry(name, content) for name, content in files.items() if name in paths]
+        else:
+            listed = [_entry(name, content) for name, content in files.items() if name.rpartition("/")[0] == folder]
+            tops = {name.split("/")[0] for name in files if "/" in name and not folder}
+            listed += [{"type": "directory", "path": top, "oid": _blob(top.encode())} for top in sorted(tops)]
+        self._answer(200, json.dumps(listed).encode(), {})
+
+    def _send_data(self, repo: str, revision: str, name: str, fault: Fault | None) -> None:
+        commit = self._commit(repo, revision)
+        if commit is None:
+            self._answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+        elif name not in self.hub.commits[repo][commit]:
+            self._answer(404, b"{}", {"X-Error-Code": "EntryNotFound"})
+        else:
+            self._send_file(repo, commit, name, fault)
+
+    def _commit(self, repo: str, revision: str) -> str | None:
+        commit = self.hub.branches.get(repo) if revision == "main" else revision
+        return commit if commit in self.hub.commits[repo] else None
+
     def _describe(self, repo: str, revision: str) -> None:
-        if repo not in self.hub.commits:
+        if not self.hub.commits.get(repo):
             self._answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
             return
         commit = self.hub.branches[repo] if revision == "main" else revision
@@ -133,8 +184,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _listed(self, name: str, content: bytes) -> dict[str, Any]:
         if not self.hub.has_sizes:
             return {"rfilename": name}
-        blob = hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
-        listed: dict[str, Any] = {"rfilename": name, "size": len(content), "blobId": blob}
+        listed: dict[str, Any] = {"rfilename": name, "size": len(content), "blobId": _blob(content)}
         if name.endswith(LARGE):
             digest = hashlib.sha256(content).hexdigest()
             listed["lfs"] = {"sha256": digest, "size": len(content), "pointerSize": 100}
