@@ -83,6 +83,11 @@ class Tokenizer:
         """One more than the largest id, added tokens included."""
         return self._backend.size
 
+    @property
+    def opening(self) -> list[int]:
+        """The ids that the files put before a text."""
+        return list(self._before)
+
     def token_to_id(self, token: str) -> int:
         """The id of a token given by its exact text; InputError where there is none."""
         found = self._backend.token_to_id(token)
@@ -142,12 +147,14 @@ class Tokenizer:
             at += len(text)
         return Encoded(ids, spans)
 
-    def encode_parts_batch(self, rows: Sequence[Sequence[tuple[str, bool]]]) -> list[Encoded]:
-        """`encode_parts` of many texts, on all cores where the library can."""
-        one_part = [len(row) == 1 and row[0][1] for row in rows]
-        texts = [clean(row[0][0]) for row, alone in zip(rows, one_part, strict=True) if alone]
-        encoded = iter(self._backend.encode_special(texts))
-        return [next(encoded) if alone else self.encode_parts(row) for row, alone in zip(rows, one_part, strict=True)]
+    def encode_parts_batch(self, rows: Sequence[Sequence[tuple[str, bool]]], spans: bool = True) -> list[Encoded]:
+        """`encode_parts` of many texts, on all cores where the library can; without spans it is quicker."""
+        alone = [len(row) == 1 and row[0][1] for row in rows]
+        texts = [clean(row[0][0]) for row, is_alone in zip(rows, alone, strict=True) if is_alone]
+        encoded = iter(self._backend.encode_special(texts, spans))
+        return [
+            next(encoded) if is_alone else self.encode_parts(row) for row, is_alone in zip(rows, alone, strict=True)
+        ]
 
     def decode(self, ids: int | Iterable[int]) -> str:
         """The text of `ids` (a list, an array or one id), without special tokens and ids that name no token."""
@@ -314,7 +321,7 @@ class Backend(Protocol):
     def affixes(self, role_ids: Mapping[str, int | None]) -> tuple[tuple[int, ...], tuple[int, ...]]: ...
     def encode(self, texts: Sequence[str], special: bool) -> list[list[int]]: ...
     def encode_part(self, text: str, special: bool, continues: bool) -> Encoded: ...
-    def encode_special(self, texts: Sequence[str]) -> Iterable[Encoded]: ...
+    def encode_special(self, texts: Sequence[str], spans: bool) -> Iterable[Encoded]: ...
     def decode(self, ids: list[int]) -> str: ...
     def stream(self, after: list[int]) -> Pieces: ...
 
@@ -393,7 +400,9 @@ class HuggingFaceBackend:
             self._library.encode_special_tokens = not special
             return self._library.encode(text, add_special_tokens=False)
 
-    def encode_special(self, texts: Sequence[str]) -> Iterable[Encoded]:
+    def encode_special(self, texts: Sequence[str], spans: bool) -> Iterable[Encoded]:
+        if not spans:
+            return (Encoded(ids, []) for ids in self._encode_all(texts, special=True))
         with self._lock:
             self._library.encode_special_tokens = False
             encodings = self._library.encode_batch(texts, add_special_tokens=False)
@@ -532,7 +541,7 @@ class SentencePieceBackend:
                 spans.append((at, at + len(part)))
         return Encoded(ids, spans)
 
-    def encode_special(self, texts: Sequence[str]) -> Iterable[Encoded]:
+    def encode_special(self, texts: Sequence[str], spans: bool) -> Iterable[Encoded]:
         return (self.encode_part(text, special=True, continues=False) for text in texts)
 
     def _split(self, text: str, special: bool) -> Iterator[tuple[int, str, int | None]]:

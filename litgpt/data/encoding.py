@@ -16,7 +16,7 @@ from litgpt.prompts import PromptStyle, Style
 from litgpt.prompts.base import Written
 from litgpt.prompts.marks import Guard, read_marks
 from litgpt.report import Bar, quantity
-from litgpt.tokenizer import Encoded, Tokenizer
+from litgpt.tokenizer import Tokenizer
 
 AT_A_TIME = 512  # records
 SECONDS_UNSEEN = 2.0  # before a bar is shown
@@ -93,7 +93,7 @@ class Encoder:
         return [(ids, [True] * len(ids)) for ids in rows]
 
     def _joined(self, records: Sequence[Record]) -> list[Ids]:
-        bos, eos = self.tokenizer.encode(""), self._eos
+        bos, eos = self.tokenizer.opening, self._eos
         found = []
         for record in records:
             texts = [str(message["content"]) for message in record.messages]
@@ -106,18 +106,18 @@ class Encoder:
     def _apart(self, records: Sequence[Record]) -> list[Ids]:
         guard, eos = Guard(self.tokenizer), self._eos
         written = [self._written(record, record.messages[:-1], asks=True) for record in records]
-        prompts = self.tokenizer.encode_parts_batch([each.parts for each in written])
+        prompts = self.tokenizer.encode_parts_batch([each.parts for each in written], spans=False)
         answers = [read_marks(guard.message(dict(record.messages[-1]))["content"])[0] for record in records]
         found = []
-        for prompt, answer in zip(prompts, self.tokenizer.encode_parts_batch(answers), strict=True):
-            asked, _ = self.style.finished(self.tokenizer, Encoded(prompt.ids, []), [])
+        for prompt, answer in zip(prompts, self.tokenizer.encode_parts_batch(answers, spans=False), strict=True):
+            asked, _ = self.style.finished(self.tokenizer, prompt, [])
             learnt = answer.ids + eos
             found.append((asked + learnt, [False] * len(asked) + [True] * len(learnt)))
         return found
 
     def _whole(self, records: Sequence[Record]) -> list[Ids]:
         written = [self._written(record, record.messages, asks=False) for record in records]
-        encoded = self.tokenizer.encode_parts_batch([each.parts for each in written])
+        encoded = self.tokenizer.encode_parts_batch([each.parts for each in written], spans=self.is_masked)
         pairs = zip(encoded, written, strict=True)
         return [self.style.finished(self.tokenizer, each, text.answers) for each, text in pairs]
 

@@ -109,7 +109,7 @@ class PromptStyle:
         self, tokenizer: Tokenizer, encoded: Encoded, answers: Sequence[tuple[int, int]]
     ) -> tuple[list[int], list[bool]]:
         """The second half: the ids with what the tokenizer's rule puts first, and which the assistant wrote."""
-        before = tokenizer.encode("") if self.adds_bos else []
+        before = tokenizer.opening if self.adds_bos else []
         if encoded.ids[: len(before)] == before:
             before = []
         return before + encoded.ids, [False] * len(before) + answer_mask(encoded, answers)
