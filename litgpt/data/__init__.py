@@ -8,18 +8,55 @@ from typing import TYPE_CHECKING, Any
 from litgpt.errors import near_miss
 
 if TYPE_CHECKING:
+    from litgpt.data.alpaca import Alpaca, Alpaca2k, AlpacaGPT4
     from litgpt.data.base import Batch, DataModule, Loader, StatefulLoader
+    from litgpt.data.deita import Deita
+    from litgpt.data.flan import FLAN
+    from litgpt.data.hub_dataset import HubDataset
+    from litgpt.data.json_files import JSON
+    from litgpt.data.lima import LIMA
+    from litgpt.data.longform import LongForm
+    from litgpt.data.records import Record
+    from litgpt.data.sft import SFT
     from litgpt.data.text_files import TextFiles
 
 _HOMES = {
+    "Alpaca": "alpaca",
+    "Alpaca2k": "alpaca",
+    "AlpacaGPT4": "alpaca",
     "Batch": "base",
     "DataModule": "base",
+    "Deita": "deita",
+    "FLAN": "flan",
+    "HubDataset": "hub_dataset",
+    "JSON": "json_files",
+    "LIMA": "lima",
     "Loader": "base",
+    "LongForm": "longform",
+    "Record": "records",
+    "SFT": "sft",
     "StatefulLoader": "base",
     "TextFiles": "text_files",
 }
 
-__all__ = ["Batch", "DataModule", "Loader", "StatefulLoader", "TextFiles"]
+__all__ = [
+    "FLAN",
+    "JSON",
+    "LIMA",
+    "SFT",
+    "Alpaca",
+    "Alpaca2k",
+    "AlpacaGPT4",
+    "Batch",
+    "DataModule",
+    "Deita",
+    "HubDataset",
+    "Loader",
+    "LongForm",
+    "Record",
+    "StatefulLoader",
+    "TextFiles",
+]
 
 
 def __getattr__(name: str) -> Any:
