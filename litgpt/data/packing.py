@@ -90,7 +90,7 @@ def packed(lengths: Sequence[int], row_length: int, most_rows: int, world_size: 
     order = _longest_first(lengths)
     fewest = _fewest_rows(order, lengths, row_length)
     least, most = -(-len(fewest) // (most_rows * world_size)), -(-len(fewest) // world_size)
-    plans = []
+    plans = [unpacked(lengths, most_rows, world_size)]
     for count in sorted({least, least + 1, 2 * least, most}):
         if count <= most:
             n_rows = -(-len(fewest) // (count * world_size)) * count * world_size
