@@ -62,9 +62,10 @@ class Job:
     reduced: list[str] = dataclasses.field(default_factory=list)
     optimizer_states: int = 2  # tensors that the optimizer keeps for each parameter
     ready: DataModule | None = None  # the data module of this process, opened
+    tokenizer: Tokenizer | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "ready": None}  # mapped files are opened again, not sent
+        return {**self.__dict__, "ready": None, "tokenizer": None}  # mapped files are opened again, not sent
 
     def start(self, resume: bool | str | Path, allow_change: list[str] | str | None) -> None:
         """Check all that can be wrong, then train on every rank. Returns when `out_dir/final` is there."""
@@ -92,6 +93,19 @@ class Job:
         return self.train.max_seq_length or self.config.block_size
 
     @property
+    def shared_by(self) -> str:
+        """How several devices share the work: ddp or fsdp; none on one device."""
+        from litgpt import launch
+
+        strategy = launch.choose_strategy(self.strategy, self.machine, whole=self.method.is_whole)
+        if self.quantize is not None and strategy == "fsdp":
+            raise InputError(
+                f"--quantize {self.quantize} and --strategy fsdp exclude each other: quantized weights are not cut in "
+                "parts; use --strategy ddp"
+            )
+        return strategy
+
+    @property
     def continues_in_place(self) -> bool:
         """Whether the run goes on in the directory where it stopped."""
         return self.resume_dir is not None and self.resume_dir.resolve().parent == self.out_dir.resolve()
@@ -99,18 +113,19 @@ class Job:
     def opened_data(self) -> DataModule:
         """The data module, connected and set up; what it prepares on disk is there once, however many ask.
 
-        A text shorter than the model's context makes shorter rows, unless their length was given.
+        Data shorter than the model's context makes shorter rows, unless their length was given.
         """
-        data = copy.deepcopy(self.data)
-        tokenizer = Tokenizer(self.tokenizer_dir)
-        data.connect(tokenizer, self.train.micro_batch_size, self.seq_length)
+        data = self.ready or copy.deepcopy(self.data)
+        self.tokenizer = self.tokenizer or Tokenizer(self.tokenizer_dir)
+        data.connect(self.tokenizer, self.train.micro_batch_size, self.seq_length)
         data.prepare_data()
-        longest = data.longest_row()
-        if longest is not None and longest < self.seq_length and self.train.max_seq_length is None:
-            self.reduced.append(f"train.max_seq_length {self.seq_length} -> {longest}")
-            shorter = dataclasses.replace(self.train, max_seq_length=longest)
-            self.train = shorter.with_given(self.train.given)
-            data.connect(tokenizer, self.train.micro_batch_size, longest)
+        if self.train.max_seq_length is None:
+            data.require_fit(self.seq_length)
+            longest = data.longest_row()
+            if longest is not None and longest < self.seq_length:
+                self.reduced.append(f"train.max_seq_length {self.seq_length} -> {longest}")
+                self.train = dataclasses.replace(self.train, max_seq_length=longest).with_given(self.train.given)
+                data.connect(self.tokenizer, self.train.micro_batch_size, longest)
         data.setup()
         return data
 
@@ -157,6 +172,7 @@ class Job:
             "trainable": None if self.method.is_whole else self.method.trained(self.config),
             "accelerator": self.machine.accelerator,
             "checkpointed": self.train.gradient_checkpointing,
+            "parts": self.machine.world_size if self.shared_by == "fsdp" else 1,
         }
         return estimate.training_memory(self.config, **{**settings, **changes})
 
@@ -494,7 +510,7 @@ def _announce(fabric: Fabric, job: Job, schedule: Schedule) -> None:
     train = job.train
     assert job.ready is not None
     loader = job.ready.train_dataloader()
-    row_tokens = job.ready.row_tokens() or job.seq_length
+    kind, row_tokens = ("sample", mean) if (mean := job.ready.row_tokens()) else ("row", job.seq_length)
     total_tokens = schedule.steps * train.global_batch_size * row_tokens
     passes = round(schedule.steps * train.global_batch_size / loader.samples)
     steps = f"{schedule.steps:,}" if schedule.steps else f"as many as {duration(train.max_time or 0)} allows"
@@ -504,13 +520,14 @@ def _announce(fabric: Fabric, job: Job, schedule: Schedule) -> None:
     unusual = "" if job.config.family else "; no Hugging Face family has its mix of switches: LitGPT alone will open it"
     rows = {
         "model": f"{job.config.name}, {quantity(total)} parameters{share}{unusual}",
-        "on": f"{job.machine}, precision {job.precision}" + (f", weights in {job.quantize}" if job.quantize else ""),
+        "on": f"{job.machine}{', ' + job.shared_by if job.machine.world_size > 1 else ''}, precision {job.precision}"
+        + (f", weights in {job.quantize}" if job.quantize else ""),
         "memory": f"about {estimate.in_words(job.memory().total)} on top of Python and torch, "
         f"{estimate.in_words(job.machine.free_memory())} free",
         "batch": _batch_in_words(job),
         "steps": f"{steps}, the first {schedule.warmup} to warm up",
         "tokens": f"{quantity(total_tokens)}" if schedule.steps else "until the time is over",
-        "data": f"{quantity(loader.samples)} row{'s' * (loader.samples > 1)} to train on"
+        "data": f"{quantity(loader.samples)} {kind}{'s' * (loader.samples > 1)} to train on"
         + (f", each about {passes} times" if passes > 1 else ""),
     }
     guess = expected_seconds(job, total_tokens, fabric.device) if fabric.is_global_zero else 0
@@ -533,8 +550,8 @@ def _batch_in_words(job: Job) -> str:
     row_tokens = job.ready.row_tokens()
     if row_tokens is not None:
         return (
-            f"{train.global_batch_size} samples of about {row_tokens:.0f} tokens; a device holds at most "
-            f"{train.micro_batch_size} x {job.seq_length} tokens at a time"
+            f"{train.global_batch_size} sample{'s' * (train.global_batch_size > 1)} of about {row_tokens:.0f} tokens; "
+            f"a device holds at most {train.micro_batch_size} x {job.seq_length} tokens at a time"
         )
     return (
         f"{train.global_batch_size} rows of {job.seq_length} tokens = {train.micro_batch_size} at a time x "

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from litgpt.errors import InputError, MachineError
 
-COLUMNS = ("step", "tokens", "loss", "val_loss", "lr", "grad_norm", "tokens_per_second", "seconds")
+COLUMNS = ("step", "tokens", "loss", "val_loss", "lr", "grad_norm", "padding", "tokens_per_second", "seconds")
 RATE_WINDOW = 20.0  # seconds over which the progress line averages the speed
 QUIET_EVERY = 5.0  # seconds between two lines where no terminal shows a moving one
 

@@ -161,6 +161,7 @@ class Step:
     grad_norm: float
     rate: float
     tokens: int = 0  # padding left out
+    padding: float = 0.0  # share of the positions
 
     @property
     def is_finite(self) -> bool:
@@ -186,7 +187,9 @@ def train_step(run: Run, stop: Stop) -> Step:
             run.fabric.backward(total * (world / max(counted, 1)))  # ranks are averaged over: scaled back to a sum
         loss += total.detach()
     rate = run.schedule.rate(run.state.at.step, run.optimizer.defaults["lr"])
-    return replace(_update(run, loss / max(counted, 1), rate), tokens=int(_all_ranks(run, _real_tokens(micro_batches))))
+    tokens = int(_all_ranks(run, _real_tokens(micro_batches)))
+    positions = _all_ranks(run, sum(batch["ids"].numel() for batch in micro_batches))
+    return replace(_update(run, loss / max(counted, 1), rate), tokens=tokens, padding=1 - tokens / positions)
 
 
 def _update(run: Run, loss: Tensor, rate: float) -> Step:
@@ -239,6 +242,7 @@ def _advance(run: Run, step: Step) -> None:
         "loss": step.loss if step.is_finite else None,
         "lr": step.rate,
         "grad_norm": step.grad_norm if step.is_finite else None,
+        "padding": round(step.padding, 4),
         "seconds": round(at.seconds, 3),
     }
     run.mark()

@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -21,6 +21,8 @@ from litgpt.args import LogArgs, TrainArgs
 from litgpt.config import Config
 from litgpt.data import TextFiles
 from litgpt.errors import DivergedError, InputError, MachineError, MissingError, UserError
+from litgpt.job import Job, build_model
+from litgpt.methods.full import Full
 from litgpt.tokenizer import Tokenizer
 from tests.makers import runs
 from tests.makers.configs import shrunk
@@ -251,11 +253,12 @@ def test_a_larger_tokenizer_than_the_vocabulary_is_refused(folder: Path, tmp_pat
 def test_a_model_that_will_not_fit_is_refused_before_it_is_built(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pretrain, "build_model", None)
+    monkeypatch.setattr("litgpt.job.build_model", None)
     monkeypatch.setattr(Tokenizer, "encode_batch", None)  # nor is a text read
     monkeypatch.setattr("litgpt.launch.available_memory", lambda: 8 * 10**9)
     with pytest.raises(
-        MachineError, match=r"pythia-12b .*needs about .*GB.* 8\.0 GB is free; lower train\.micro_batch_size"
+        MachineError,
+        match=r"pythia-12b .*needs about .* 8\.0 GB is free; lower train\.micro_batch_size .*smaller model",
     ):
         runs.run(folder, tmp_path / "run", model_name="pythia-12b", model_config=None, train={"max_seq_length": 2048})
 
@@ -286,8 +289,10 @@ def test_settings_without_effect_are_named_where_they_were_given(
 
 def test_weights_are_cast_and_buffers_are_not() -> None:
     config = Config.from_hf(DEEPSEEK)
-    job = SimpleNamespace(config=config, precision="bf16-true", resume_dir=None, initial_checkpoint_dir=None, seed=0)
-    model = pretrain.build_model(job, torch.device("cpu"))
+    job = SimpleNamespace(
+        config=config, precision="bf16-true", resume_dir=None, source=None, seed=0, method=Full(), train=TrainArgs()
+    )
+    model = build_model(cast(Job, job), torch.device("cpu"))
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     biases = [buffer for name, buffer in model.named_buffers() if name.endswith("e_score_correction_bias")]
     assert biases

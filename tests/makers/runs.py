@@ -1,7 +1,9 @@
-"""Tiny pretraining runs: a model of two layers, a made text, a second or less for a dozen steps on one core."""
+"""Tiny training runs: a model of two layers, made data, a second or less for a dozen steps on one core."""
 
 from __future__ import annotations
 
+import importlib
+import json
 import multiprocessing
 import os
 import random
@@ -17,14 +19,17 @@ from safetensors.torch import load_file
 
 from litgpt import pretrain
 from litgpt.args import EvalArgs, TrainArgs
-from litgpt.data import TextFiles
+from litgpt.data import JSON, TextFiles
 from litgpt.errors import UserError
 from litgpt.report import read_metrics
+from tests.makers.checkpoints import make_hf_checkpoint
 from tests.makers.configs import shrunk
 from tests.makers.tokenizers import TEXT, train_tiny_tokenizer
 
 TIMES = ("tokens_per_second", "seconds")  # the columns of the metrics that differ between equal runs
 STEPS = 12
+MODEL = "pythia-14m"
+METHODS = ("lora", "full", "adapter", "adapter_v2")
 
 
 def material(folder: Path) -> dict[str, Any]:
@@ -37,8 +42,25 @@ def material(folder: Path) -> dict[str, Any]:
     return {"tokenizer_dir": tokenizer, "data": TextFiles(text, cache_dir=folder / "cache")}
 
 
-def arguments(folder: Path, out_dir: Path, **changes: Any) -> dict[str, Any]:
-    """Arguments of `pretrain.main` for a run of 12 steps that accumulates over 3; `train` and `eval` are added to."""
+def finetuning_material(folder: Path) -> dict[str, Any]:
+    """A base checkpoint and 24 records of unequal length, made once per folder, as arguments of `finetune.*.setup`."""
+    base, records = folder / "base", folder / "records.json"
+    if not base.is_dir():
+        train_tiny_tokenizer(folder / "tokenizer", 96)
+        make_hf_checkpoint(base, MODEL, tokenizer_dir=folder / "tokenizer")
+        records.write_text(json.dumps(made_records(24)))
+    return {"checkpoint_dir": base, "data": JSON(records, val_split_fraction=0.2, prompt_style="default")}
+
+
+def made_records(count: int, longest: int = 12) -> list[dict[str, str]]:
+    """Instruction records whose answers have 1 to `longest` words."""
+    words, pick = TEXT.replace("\n", " ").split(" "), random.Random(1)
+    answers = [" ".join(pick.choice(words) for _ in range(1 + i % longest)) for i in range(count)]
+    return [{"instruction": f"Say {pick.choice(words)}", "input": "", "output": answer} for answer in answers]
+
+
+def arguments(folder: Path, out_dir: Path, *, method: str = "pretrain", **changes: Any) -> dict[str, Any]:
+    """Arguments of a command for a run of 12 steps that accumulates over 3; `train` and `eval` are added to."""
     train: dict[str, Any] = {
         "save_interval": 4,
         "global_batch_size": 6,
@@ -50,25 +72,29 @@ def arguments(folder: Path, out_dir: Path, **changes: Any) -> dict[str, Any]:
         **changes.pop("train", {}),
     }
     evaluation = {"interval": 5, "max_iters": 2, **changes.pop("eval", {})}
-    defaults = {
-        "model_name": "tiny",
-        "model_config": shrunk("pythia-14m"),
+    defaults: dict[str, Any] = {
         "out_dir": out_dir,
         "devices": 1,
         "train": TrainArgs(**train),
         "eval": EvalArgs(**evaluation),
     }
-    return defaults | material(folder) | changes
+    if method == "pretrain":
+        model = {"model_name": "tiny", "model_config": shrunk(MODEL)}
+        return defaults | model | material(folder) | changes
+    lora = {"lora_dropout": 0.1} if method == "lora" else {}
+    rate = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.01}}
+    return defaults | {"optimizer": rate} | lora | finetuning_material(folder) | changes
 
 
-def run(folder: Path, out_dir: Path, **changes: Any) -> Path:
-    """Pretrain in this process; returns `out_dir`."""
-    pretrain.main(**arguments(folder, out_dir, **changes))
+def run(folder: Path, out_dir: Path, *, method: str = "pretrain", **changes: Any) -> Path:
+    """Pretrain, or finetune with `method`, in this process; returns `out_dir`."""
+    command = pretrain.main if method == "pretrain" else importlib.import_module(f"litgpt.finetune.{method}").setup
+    command(**arguments(folder, out_dir, method=method, **changes))
     return out_dir
 
 
 def run_and_signal(number: int, after_step: int, folder: Path, out_dir: Path, **changes: Any) -> int:
-    """Pretrain in a process of its own, send it a signal once it has logged `after_step`; returns its exit status."""
+    """Train in a process of its own, send it a signal once it has logged `after_step`; returns its exit status."""
     process = multiprocessing.get_context("fork").Process(target=_run_alone, args=(folder, out_dir, changes))
     process.start()
     metrics = out_dir / "logs" / "metrics.csv"
@@ -83,7 +109,7 @@ def run_and_signal(number: int, after_step: int, folder: Path, out_dir: Path, **
 
 
 def run_on_small_disk(largest_file: int, folder: Path, out_dir: Path, **changes: Any) -> int:
-    """Pretrain in a process of its own that cannot write files beyond so many bytes; returns its exit status."""
+    """Train in a process of its own that cannot write files beyond so many bytes; returns its exit status."""
     process = multiprocessing.get_context("fork").Process(
         target=_run_alone, args=(folder, out_dir, changes, largest_file)
     )
