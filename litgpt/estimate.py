@@ -55,11 +55,17 @@ def parameters(config: Config) -> Count:
     head = (0 if config.tie_embeddings else embedding) + (rows if config.lm_head_bias else 0)
     total = active = embedding + head + _norm(config, width)
     for layer in range(config.n_layer):
-        shared = _attention(config) + _block_norms(config)
-        mlp, used = _mlp(config, layer)
-        total += shared + mlp
-        active += shared + used
+        block, used = _block(config, layer)
+        total += block
+        active += used
     return Count(total, active, embedding)
+
+
+def _block(config: Config, layer: int) -> tuple[int, int]:
+    """Parameters of a layer, and how many of them a token meets."""
+    shared = _attention(config) + _block_norms(config)
+    mlp, used = _mlp(config, layer)
+    return shared + mlp, shared + used
 
 
 def _linear(n_in: int, n_out: int, bias: bool = False) -> int:
@@ -167,8 +173,9 @@ def training_memory(
     trainable: int | None = None,
     accelerator: str = "cpu",
     checkpointed: bool = False,
+    parts: int = 1,
 ) -> Memory:
-    """Peak of one device that holds the whole model.
+    """Peak of one device that holds the whole model, or one of `parts` of it (FSDP).
 
     Args:
         optimizer_states: numbers per trained parameter (AdamW: 2).
@@ -181,6 +188,11 @@ def training_memory(
     added = trainable or 0
     trained, gradient = (total, weight) if trainable is None else (added, 4)
     copies = total * activation if weight != activation else 0  # autocast keeps its casts of the weights
+    if parts > 1:  # two blocks are whole at a time, one computes and one is fetched; what is in no block always is
+        blocks = [_block(config, layer)[0] for layer in range(config.n_layer)]
+        whole = total - sum(blocks) + 2 * max(blocks)
+        copies = whole * (weight + (4 if trainable is None else 0))  # with their gradients, which are summed in fp32
+        total, added, trained = -(-total // parts), -(-added // parts), -(-trained // parts)
     tokens = micro_batch_size * seq_len
     loss = _loss_bytes(config, tokens, accelerator, with_head=trainable is None)
     return Memory(

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import io
 import logging
 import multiprocessing
 import os
+import pickle
 import random
 import resource
 import signal
@@ -25,6 +27,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -273,11 +276,44 @@ def launch(
     if on.devices == 1 or on.num_nodes > 1 or "LOCAL_RANK" in os.environ:  # one process, or started by a cluster
         with _lost_peers(lambda: MachineError(f"the connection between the ranks broke; {_GO_ON}")):
             return _fabric(plan).launch(story, job)  # type: ignore[arg-type]
+    _require_fresh_start(story, job)
     port = _free_port()
     with _other_ranks(plan, port, story, job) as ranks:
         _share_cores(on)
+        fabric = _fabric(plan, rank=0, port=port)
+        ranks.require_started()
         with _lost_peers(ranks.verdict):
-            return _fabric(plan, rank=0, port=port).launch(story, job)  # type: ignore[arg-type]
+            return fabric.launch(story, job)  # type: ignore[arg-type]
+
+
+def _require_fresh_start(*work: Any) -> None:
+    """Refuse, before a process is started, what another Python cannot find again or would begin anew."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # a rank that reads the script it came from
+        raise InputError(
+            "several devices read this script again, which would train again: put what it does under "
+            "`if __name__ == '__main__':`, or use devices=1"
+        )
+    main = sys.modules["__main__"]
+    is_session = getattr(main, "__spec__", None) is None and not hasattr(main, "__file__")
+    try:
+        _Sent(io.BytesIO(), is_session).dump(work)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise InputError(f"this cannot be sent to other devices: {error}; use devices=1") from error
+
+
+class _Sent(pickle.Pickler):
+    """Pickles as a test, and refuses what lives in an interactive session only."""
+
+    def __init__(self, file: io.BytesIO, is_session: bool) -> None:
+        super().__init__(file)
+        self.is_session = is_session
+
+    def persistent_id(self, thing: Any) -> None:
+        if self.is_session and isinstance(thing, type | FunctionType) and thing.__module__ == "__main__":
+            raise InputError(
+                f"{thing.__qualname__} is defined in this session, where other devices' processes cannot find it; put "
+                "it into a module that can be imported, or use devices=1"
+            )
 
 
 @contextmanager
@@ -380,6 +416,14 @@ class _Ranks:
     def __init__(self, processes: list[BaseProcess], voices: list[Connection]) -> None:
         self.processes, self.voices = processes, voices
 
+    def require_started(self) -> None:
+        """Wait until every rank has what it needs; one that could not get it ends the run here, before all meet."""
+        for process, voice in zip(self.processes, self.voices, strict=True):
+            wait([process.sentinel, voice])
+            if not voice.poll():
+                raise self.verdict()
+            voice.recv()
+
     def verdict(self) -> UserError:
         """Why the run broke, as far as the other ranks know."""
         wait([p.sentinel for p in self.processes], timeout=5)
@@ -439,6 +483,7 @@ def _rank(rank: int, plan: Plan, port: int, voice: Connection, story: Callable[.
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of a terminal; rank 0 acts on it
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     _share_cores(plan.on)
+    voice.send(None)  # here, with all that was sent
     try:
         _fabric(plan, rank, port).launch(story, job)
     except UserError as error:

@@ -84,6 +84,15 @@ def test_training_memory_follows_precision_optimizer_and_what_is_trained():
     assert full.total == full.weights + full.gradients + full.optimizer + full.activations
 
 
+def test_a_part_of_a_model_takes_its_share_and_the_blocks_that_are_whole_for_a_while():
+    config = Config.from_name("Llama-3-8B")
+    sizes = {"config": config, "micro_batch_size": 1, "seq_len": 64, "precision": "bf16-true"}
+    whole, part = estimate.training_memory(**sizes), estimate.training_memory(**sizes, parts=8)
+    for name in ("weights", "gradients", "optimizer"):
+        assert getattr(part, name) == getattr(whole, name) // 8
+    assert whole.total / 8 < part.total < whole.total / 3
+
+
 def test_the_logits_of_the_loss_are_counted_as_the_loss_holds_them():
     config = Config.from_name("pythia-14m")
     many = {"config": config, "micro_batch_size": 64, "seq_len": 512, "precision": "32-true"}

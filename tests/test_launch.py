@@ -6,7 +6,10 @@ import importlib.util
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
+import types
 from pathlib import Path
 from typing import Any
 
@@ -157,3 +160,55 @@ def buffers_after_a_forward(fabric: Any, job: None) -> list[float]:
 
 def test_ranks_do_not_send_each_other_their_buffers() -> None:
     assert launch.launch(TWO, "32-true", buffers_after_a_forward, None) == [0.0, 1.0]
+
+
+# Strategies, and what other processes can be sent --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wanted", "on", "whole", "chosen"),
+    [
+        ("auto", Machine("cuda", 1), True, "none"),
+        ("fsdp", Machine("cpu", 1), True, "none"),
+        ("auto", Machine("cuda", 2), True, "fsdp"),
+        ("auto", Machine("cuda", 1, num_nodes=2), True, "fsdp"),
+        ("auto", Machine("cuda", 2), False, "ddp"),
+        ("auto", TWO, True, "ddp"),
+        ("fsdp", TWO, False, "fsdp"),
+        ("ddp", Machine("cuda", 2), True, "ddp"),
+    ],
+)
+def test_gpus_that_train_a_whole_model_hold_it_in_parts(wanted: str, on: Machine, whole: bool, chosen: str) -> None:
+    assert launch.choose_strategy(wanted, on, whole=whole) == chosen
+
+
+def test_a_misspelt_strategy_gets_the_near_miss() -> None:
+    with pytest.raises(InputError, match=r"strategy fdsp is not one of auto, ddp, fsdp.*did you mean 'fsdp'"):
+        launch.choose_strategy("fdsp", TWO, whole=True)
+
+
+def test_what_an_interactive_session_defines_is_refused_before_a_process_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "__main__", types.ModuleType("__main__"))
+    mine = type("MyData", (), {"__module__": "__main__"})
+    monkeypatch.setattr(sys.modules["__main__"], "MyData", mine, raising=False)
+    with pytest.raises(InputError, match=r"MyData is defined in this session.*module that can be imported"):
+        launch.launch(TWO, "32-true", act, {1: mine()})
+
+
+def test_what_cannot_be_sent_is_refused_before_a_process_starts() -> None:
+    with pytest.raises(InputError, match=r"cannot be sent to other devices.*lambda.*use devices=1"):
+        launch.launch(TWO, "32-true", act, {1: lambda: None})
+
+
+def test_a_script_without_a_guard_is_told_of_it(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from litgpt import launch\nfrom tests.test_launch import TWO, act\nlaunch.launch(TWO, '32-true', act, {})\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    ended = subprocess.run([sys.executable, script], capture_output=True, text=True, env=environment, timeout=60)
+    assert ended.returncode == 1
+    assert "if __name__ == '__main__'" in ended.stderr
+    assert "MachineError: rank 1 ended with status 1 (see above)" in ended.stderr
