@@ -57,7 +57,8 @@ class GPT(nn.Module):
         """Make head and embedding one Parameter where the config says so (loading by assignment parts them)."""
         if self.config.tie_embeddings:
             head = getattr(self.lm_head, "base", self.lm_head)  # what is wrapped around a linear is no part of the tie
-            head.weight = self.wte.weight
+            if isinstance(head, nn.Linear):  # a quantized one is a copy
+                head.weight = self.wte.weight
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         # `to_empty` and moves to another kind of device give each name memory of its own
@@ -144,7 +145,7 @@ class GPT(nn.Module):
         last_only: bool = False,
     ) -> Tensor:
         """What the head reads: (B, T, n_embd), or (B, 1, n_embd) with `last_only`. Arguments as in `forward`."""
-        if cache is None and input_pos is not None:
+        if cache is None and input_pos is not None and doc_ids is None:
             cache = self.kv_cache
         x, shared = self.embed(idx), self.share(idx, input_pos, cache, doc_ids)
         recompute = self.gradient_checkpointing and cache is None and torch.is_grad_enabled()
@@ -911,7 +912,8 @@ class LayerCache:
     def write(self, shared: Shared, k: Tensor, v: Tensor) -> None:
         """Store k, v (B, heads, T, size) at their positions; of more than a ring holds, the last ones stay."""
         if self.documents is not None:
-            return self._write_documents(self.documents, k, v)
+            self._write_documents(self.documents, k, v)
+            return
         index = self._index(shared, k.size(2))
         for kept, new in ((self.k, k), (self.v, v)):
             if new.size(2) > self.slots:

@@ -1,24 +1,34 @@
 """Rows of token ids in, token ids out: prefill, decode, join, leave, cancel. Knows no text.
 
-submit -> waiting -> (a row is free) -> prefill, one chunk a step -> decode, all rows at once -> done
+submit -> waiting -> (a row is free) -> prefill -> decode, all rows at once -> done, and kept as a prefix
+
+The rows of the cache, from the first on:   running running running | kept kept - -
+A row that ends is kept as long as nobody needs its place: a prompt that begins as it did takes over what it holds.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
+from torch import Tensor
 
-from litgpt.errors import InputError
-from litgpt.generate.sampling import Sampler, Sampling, StopAutomaton
+from litgpt.errors import InputError, near_miss
+from litgpt.estimate import in_words, kv_cache_bytes, require_fit
+from litgpt.generate.sampling import Choice, Sampler, Sampling, StopAutomaton, TokenScore, token_scores
+from litgpt.launch import machine
 from litgpt.model import GPT, KVCache
 
-PREFILL_CHUNK = 512  # tokens of a prompt taken in at once between two decode steps
+PREFILL_CHUNK = 512  # tokens of prompts taken in at once between two decode steps
+LONG_PREFIX = 256  # a prefix of so many tokens is taken over, however long the rest is
+SMALL_CACHE = 64 << 20  # bytes; a smaller cache is made without a look at the memory
+SCORED_AT_ONCE = 128  # rows of logits held at once for scores
 
 FinishReason = Literal["stop", "length", "cancelled"]
+AtLimit = Literal["refuse", "stop"]
 
 
 @dataclass(eq=False)
@@ -29,9 +39,23 @@ class Request:
     max_new_tokens: int
     sampler: Sampler
     stop: StopAutomaton[int]
+    leader: Request | None = None  # has the same prompt, and is to read it for this one
     filled: int = 0  # tokens whose keys and values are in the cache
-    new: list[int] = field(default_factory=list)  # every token drawn, stops included
+    reused: int = 0  # of them, those that another row had computed
+    shown: int = 0  # tokens of the answer that are known to be no part of a stop
+    scores: list[TokenScore] = field(default_factory=list)  # of every token drawn, where they were asked for
     finish_reason: FinishReason | None = None
+    ended: int = 0  # when, in steps
+
+    @property
+    def new(self) -> list[int]:
+        """Every token drawn, stops included."""
+        return self.sampler.drawn
+
+    @property
+    def tokens(self) -> list[int]:
+        """The answer so far, without a stop and what may be the beginning of one."""
+        return self.new[: self.shown]
 
     @property
     def reach(self) -> int:
@@ -48,6 +72,11 @@ class Request:
         """The token to be fed next, of the prompt or drawn."""
         return self.ids[self.filled] if self.unread else self.new[-1]
 
+    @property
+    def held(self) -> list[int]:
+        """The tokens whose keys and values are in the cache."""
+        return (self.ids + self.new)[: self.filled]
+
 
 @dataclass(frozen=True)
 class Event:
@@ -56,6 +85,7 @@ class Event:
     request: Request
     tokens: tuple[int, ...]
     finish_reason: FinishReason | None = None
+    scores: tuple[TokenScore, ...] = ()  # of `tokens`, where they were asked for
 
 
 class Engine:
@@ -66,20 +96,34 @@ class Engine:
         max_rows: sequences that run at once; further ones wait.
         max_len: prompt and answer together; None: the model's context length. The cache grows to what is asked for.
         n_tokens: ids from here on are rows that no token has; they are never drawn. None: all rows are tokens.
+        keep_prefixes: whether rows that have ended are kept for prompts that begin as they did.
     """
 
     def __init__(
-        self, model: GPT, max_rows: int = 1, max_len: int | None = None, *, n_tokens: int | None = None
+        self,
+        model: GPT,
+        max_rows: int = 1,
+        max_len: int | None = None,
+        *,
+        n_tokens: int | None = None,
+        keep_prefixes: bool = True,
     ) -> None:
         self.model = model
         self.max_rows = max_rows
         self.max_len = min(max_len or model.config.block_size, model.config.block_size)
         self.n_tokens = n_tokens
-        self.device = model.lm_head.weight.device
+        self.keep_prefixes = keep_prefixes
+        self.device = model.wte.weight.device
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []  # place in the list = row of the cache
+        self.kept: list[Request | None] = []  # the rows after those; None: nothing is held there
         self.cache: KVCache | None = None
+        self.views: dict[int, KVCache] = {}  # of the first rows of the cache, by their number
+        self.choice = Choice([])  # of the rows that chose last
         self.just_read = False  # the last step read a prompt: the next one is for the others
+        self.steps = 0
+
+    # -- what callers do
 
     def submit(
         self,
@@ -88,31 +132,53 @@ class Engine:
         *,
         max_new_tokens: int = 50,
         stop: Sequence[Sequence[int]] = (),
+        logprobs: int | None = None,
+        at_limit: AtLimit = "refuse",
     ) -> Request:
         """Queue a prompt. Every limit is checked here, before anything is allocated.
 
+        Args:
+            ids: the prompt.
+            sampling: None: draws from the model's own distribution.
+            max_new_tokens: longest answer; fewer where a stop comes.
+            stop: sequences of ids, each of which ends the answer and is not shown.
+            logprobs: how many of the likeliest tokens to report with each token and its log-probability; None: nothing.
+            at_limit: where prompt and max_new_tokens exceed the context: "refuse", or "stop" the answer there.
+
         Raises:
-            InputError: an empty prompt, a negative count, or more tokens than the context holds.
+            InputError: an empty prompt, a negative count, or more tokens than the context or the memory holds.
         """
-        if not len(ids):
-            raise InputError("the prompt holds no tokens; give at least one (the beginning-of-text token will do)")
-        rows = len(self.model.lm_head.weight)
-        if max(ids) >= rows or min(ids) < 0:
-            raise InputError(
-                f"the prompt holds the token {max(ids)}, but the model has {rows} rows for tokens: the tokenizer is "
-                "another model's; put the right tokenizer's files into the checkpoint directory"
-            )
-        if max_new_tokens < 0:
-            raise InputError(f"max_new_tokens is {max_new_tokens}; it must be 0 or more")
-        if len(ids) + max_new_tokens > self.max_len:
-            raise InputError(
-                f"a prompt of {len(ids)} tokens and max_new_tokens {max_new_tokens} do not fit into the context of "
-                f"{self.max_len} tokens; shorten the prompt or lower --max_new_tokens"
-            )
-        sampler = Sampler(sampling or Sampling(), self.device)
+        max_new_tokens = self._checked(ids, max_new_tokens, at_limit)
+        if logprobs is not None and logprobs < 0:
+            raise InputError(f"logprobs is {logprobs}; it must be 0 or more, or null for none")
+        sampling = sampling or Sampling()
+        rows = len(self.model.wte.weight)
+        if beyond := next((token for token in sampling.logit_bias if token >= rows), None):
+            raise InputError(f"logit_bias names the token {beyond}, but the model has {rows} rows for tokens")
+        sampler = Sampler(sampling, list(ids), logprobs)
         request = Request(list(ids), max_new_tokens, sampler, StopAutomaton(stop))
+        self._require_memory(request.reach)
         self.waiting.append(request)
         return request
+
+    def submit_samples(
+        self,
+        ids: Sequence[int],
+        samplings: Sequence[Sampling],
+        *,
+        max_new_tokens: int = 50,
+        stop: Sequence[Sequence[int]] = (),
+        logprobs: int | None = None,
+        at_limit: AtLimit = "refuse",
+    ) -> list[Request]:
+        """Queue several answers to one prompt, which is read once. Arguments as in `submit`."""
+        requests = [
+            self.submit(ids, s, max_new_tokens=max_new_tokens, stop=stop, logprobs=logprobs, at_limit=at_limit)
+            for s in samplings
+        ]
+        for request in requests[1:]:
+            request.leader = requests[0]
+        return requests
 
     @torch.inference_mode()
     def cancel(self, request: Request) -> None:
@@ -129,16 +195,39 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
-        """One forward: a chunk of a prompt that is still being read, or one more token for every row, turn by turn."""
+        """One forward: prompts that are still to be read, or one more token for every row, turn by turn."""
+        self.steps += 1
         self._admit()
         if asks_nothing := [request for request in self.running if request.max_new_tokens == 0]:
             return [self._finish(request, "length") for request in asks_nothing]
-        reading = next((request for request in self.running if request.unread), None)
-        others = any(not request.unread for request in self.running)
-        self.just_read = reading is not None and not (self.just_read and others)
-        if reading is not None and self.just_read:
-            return self._prefill(self.running.index(reading), reading)
-        return self._decode() if self.running else []
+        # what is left of one token is read along with the others' next tokens
+        reading = [request for request in self.running if request.unread > 1 or not request.filled]
+        others = len(reading) < len(self.running)
+        self.just_read = bool(reading) and not (self.just_read and others)
+        try:
+            if self.just_read:
+                return self._prefill(reading)
+            return self._decode() if self.running else []
+        except BaseException:
+            self.drop()  # what the rows hold is not known any more
+            raise
+
+    def drop(self) -> None:
+        """End all that runs and let go of the cache; what waits goes on waiting."""
+        for request in self.running:
+            request.finish_reason = "cancelled"
+        self.running, self.kept, self.cache, self.views = [], [], None, {}
+
+    def follow(self, request: Request) -> Iterator[int]:
+        """The tokens of one request as they come, stops left out. Others go on with it, and may be followed as well."""
+        given = 0
+        while True:
+            while given < request.shown:
+                yield request.new[given]
+                given += 1
+            if request.finish_reason is not None:
+                return
+            self.step()
 
     def generate(
         self,
@@ -147,51 +236,215 @@ class Engine:
         *,
         max_new_tokens: int = 50,
         stop: Sequence[Sequence[int]] = (),
+        at_limit: AtLimit = "refuse",
     ) -> Generator[int, None, None]:
-        """The tokens of one answer as they come, stops left out."""
-        request = self.submit(ids, sampling, max_new_tokens=max_new_tokens, stop=stop)
+        """The tokens of one answer as they come. Arguments as in `submit`."""
+        request = self.submit(ids, sampling, max_new_tokens=max_new_tokens, stop=stop, at_limit=at_limit)
         try:
-            while request.finish_reason is None:
-                for event in self.step():
-                    if event.request is request:
-                        yield from event.tokens
+            yield from self.follow(request)
         finally:  # a reader that walks away must not leave its row behind
             self.cancel(request)
+
+    @torch.inference_mode()
+    def score(
+        self, pairs: Iterable[tuple[Sequence[int], Sequence[int]]], *, top: int = 0
+    ) -> Iterator[list[TokenScore]]:
+        """How likely the model finds given text: for each (what comes before, what follows) the scores of what follows.
+
+        Args:
+            pairs: ids each; what comes before holds at least one.
+            top: how many of the likeliest tokens to report beside each.
+
+        Raises:
+            InputError: nothing comes before, ids that the model does not have, or more than the context holds.
+        """
+        batch: list[tuple[Sequence[int], Sequence[int]]] = []
+        for before, after in pairs:
+            self._checked([*before, *after[:-1]] if before else [], 0, "refuse")
+            self._check_ids(after)
+            if batch and sum(len(b) + len(a) - 1 for b, a in [*batch, (before, after)]) > PREFILL_CHUNK:
+                yield from self._score(batch, top)
+                batch = []
+            batch.append((before, after))
+        if batch:
+            yield from self._score(batch, top)
+
+    # -- limits
+
+    def _checked(self, ids: Sequence[int], max_new_tokens: int, at_limit: AtLimit) -> int:
+        """The number of new tokens, if this prompt and they can be had."""
+        if not len(ids):
+            raise InputError("the prompt holds no tokens; give at least one (the beginning-of-text token will do)")
+        self._check_ids(ids)
+        if max_new_tokens < 0:
+            raise InputError(f"max_new_tokens is {max_new_tokens}; it must be 0 or more")
+        if at_limit not in ("refuse", "stop"):
+            raise InputError(
+                f"at_limit is '{at_limit}'; it is 'refuse' or 'stop'{near_miss(at_limit, ('refuse', 'stop'))}"
+            )
+        room = self.max_len - len(ids)
+        if at_limit == "stop" and room > 0:
+            max_new_tokens = min(max_new_tokens, room)
+        if max_new_tokens > room:
+            raise InputError(
+                f"a prompt of {len(ids)} tokens and max_new_tokens {max_new_tokens} do not fit into the context of "
+                f"{self.max_len} tokens; shorten the prompt or lower --max_new_tokens"
+            )
+        return max_new_tokens
+
+    def _check_ids(self, ids: Sequence[int]) -> None:
+        rows = len(self.model.wte.weight)
+        if len(ids) and (max(ids) >= rows or min(ids) < 0):
+            raise InputError(
+                f"the prompt holds the token {max(ids)}, but the model has {rows} rows for tokens: the tokenizer is "
+                "another model's; put the right tokenizer's files into the checkpoint directory"
+            )
+
+    def _require_memory(self, reach: int) -> None:
+        """Refuse what no memory holds, as long as nothing has begun."""
+        if self.cache is not None and reach <= self.cache.max_len:
+            return
+        itemsize = self.model.wte.weight.dtype.itemsize
+        need = kv_cache_bytes(self.model.config, 1, self._length(reach), itemsize)
+        if need > SMALL_CACHE:
+            what = f"a cache for {reach} tokens ({in_words(need)})"
+            require_fit(need, machine(1).free_memory(), what, "shorten the prompt or lower --max_new_tokens")
 
     # -- rows
 
     def _admit(self) -> None:
-        while self.waiting and len(self.running) < self.max_rows:
-            request = self.waiting[0]
-            if not self._make_room(request.reach):
+        for request in list(self.waiting):
+            if len(self.running) >= self.max_rows:
                 return
-            self.running.append(self.waiting.popleft())
+            leader = request.leader
+            if leader is not None and leader.finish_reason is None and leader.unread:
+                continue  # once the prompt is read
+            self.waiting.remove(request)
+            self._make_room(request.reach)
+            self._place(request)
 
-    def _make_room(self, length: int) -> bool:
-        """A cache that holds `length` tokens a row. It grows by doubling, once no row stands in it."""
-        if self.cache is not None and length <= self.cache.max_len:
+    def _length(self, reach: int) -> int:
+        return min(max(64, 1 << (reach - 1).bit_length()), self.max_len)
+
+    def _make_room(self, reach: int) -> None:
+        """A cache with one more row, of `reach` tokens, and with rows for those that wait. It grows by doubling."""
+        rows = min(len(self.running) + 1 + len(self.waiting), self.max_rows)
+        if self.cache is None:
+            self.cache = self.new_cache(rows, self._length(reach))
+        elif len(self.running) == self.cache.batch_size or reach > self.cache.max_len:
+            if len(self.running) == self.cache.batch_size:
+                rows = max(rows, min(2 * self.cache.batch_size, self.max_rows))
+            else:
+                rows = self.cache.batch_size
+            self.cache.grow(rows, max(self.cache.max_len, self._length(reach)))
+            self.views = {}
+        self.kept += [None] * (self.cache.batch_size - len(self.running) - len(self.kept))
+
+    def new_cache(self, rows: int, length: int) -> KVCache:
+        weight = self.model.wte.weight
+        return KVCache(self.model.config, rows, length, dtype=weight.dtype, device=weight.device)
+
+    def _place(self, request: Request) -> None:
+        """Give a request the first row after the running ones, with what another row already knows of its prompt."""
+        assert self.cache is not None
+        row = len(self.running)
+        held = [*self.running, *self.kept]
+        source, length = self._longest_prefix(request, held)
+        if source is None or source < row:  # a running row keeps what it has
+            free = min(range(row, len(held)), key=lambda i: 0 if held[i] is None else held[i].ended)  # type: ignore[union-attr]
+            if free != row:
+                self._swap(row, free)
+            if source is not None:
+                self.cache.copy_row(source, row, length)
+        elif source != row:
+            self._swap(row, source)
+        request.filled = request.reused = length
+        self.kept.pop(0)
+        self.running.append(request)
+
+    def _longest_prefix(self, request: Request, held: Sequence[Request | None]) -> tuple[int | None, int]:
+        """The row that holds most of the beginning of a prompt, and how much; the last token is always read anew."""
+        best, length = None, 0
+        for row, other in enumerate(held):
+            if other is None or other.filled <= length or not self._turns_alike(request, other):
+                continue
+            common = min(_common(request.ids, other.held), len(request.ids) - 1)
+            if common > length and self._can_go_back(other.filled, common):
+                best, length = row, common
+        if 2 * length < len(request.ids) and length < LONG_PREFIX:
+            return None, 0  # reading it with others, from the start, costs less
+        return best, length
+
+    def _turns_alike(self, one: Request, other: Request) -> bool:
+        """Whether keys of one would be those of the other: some models turn by how long the text may get."""
+        if not self.model.rope.has_two_ranges:
             return True
-        if self.running:
-            return False
-        length = min(max(64, 1 << (length - 1).bit_length()), self.max_len)
-        dtype = self.model.lm_head.weight.dtype
-        self.cache = None  # the old one goes before the new one comes
-        self.cache = KVCache(self.model.config, self.max_rows, length, dtype=dtype, device=self.device)
-        return True
+        limit = self.model.rope.stretch["original_max_seq_len"]
+        return (one.reach > limit) == (other.reach > limit)
+
+    def _can_go_back(self, filled: int, length: int) -> bool:
+        """Whether a row of `filled` tokens still knows what it knew at `length`: a ring forgets."""
+        assert self.cache is not None
+        rings = {layer.slots for layer in self.cache.layers if layer.window is not None}
+        return filled <= length + 1 or all(filled <= slots for slots in rings)
+
+    def _swap(self, one: int, other: int) -> None:
+        """Exchange two rows of the cache, of which the second has ended or is empty."""
+        assert self.cache is not None
+        held = [*self.running, *self.kept]
+        filled = [0 if request is None else request.filled for request in (held[one], held[other])]
+        if all(filled):
+            self.cache.swap_rows(one, other, max(filled))
+        elif any(filled):
+            source, target = (one, other) if filled[0] else (other, one)
+            self.cache.copy_row(source, target, max(filled))
+        held[one], held[other] = held[other], held[one]
+        count = len(self.running)
+        self.running, self.kept = held[:count], held[count:]  # type: ignore[assignment]
 
     def _leave(self, request: Request) -> None:
         """Free a row; the last row moves into its place, so that the running rows stay side by side."""
         row, last = self.running.index(request), len(self.running) - 1
+        keep = self.keep_prefixes and request.filled > 0
         if row != last:
             assert self.cache is not None
-            self.cache.move_row(last, row)
-            self.running[row] = self.running[last]
+            if keep:
+                self._swap(row, last)
+            else:
+                self.cache.copy_row(last, row, self.running[last].filled)
+                self.running[row] = self.running[last]
         self.running.pop()
+        request.ended = self.steps
+        self.kept.insert(0, request if keep else None)
 
     # -- forwards
 
-    def _prefill(self, row: int, request: Request) -> list[Event]:
+    def _prefill(self, reading: Sequence[Request]) -> list[Event]:
+        """Read a chunk: of as many prompts as fit into one, laid end to end, or of one that is longer or half read."""
+        packed: list[Request] = []
+        for request in reading:
+            if not request.filled and sum(len(r.ids) for r in packed) + len(request.ids) <= PREFILL_CHUNK:
+                packed.append(request)
+        if len(packed) > 1 and reading[0] in packed:
+            return self._read_packed(packed)
+        return self._read_chunk(reading[0])
+
+    def _read_packed(self, requests: Sequence[Request]) -> list[Event]:
         assert self.cache is not None
+        lengths = [len(request.ids) for request in requests]
+        view = self.cache.packed([(self.running.index(r), n) for r, n in zip(requests, lengths, strict=True)])
+        view.reach = [request.reach for request in requests]
+        idx = torch.tensor([[token for request in requests for token in request.ids]], device=self.device)
+        positions = torch.tensor([[p for n in lengths for p in range(n)]], device=self.device)
+        hidden = self.model.hidden(idx, positions, cache=view)
+        last = torch.tensor(lengths, device=hidden.device).cumsum(0) - 1
+        for request in requests:
+            request.filled = len(request.ids)
+        return self._choose(requests, self.model.logits(hidden[0, last]))
+
+    def _read_chunk(self, request: Request) -> list[Event]:
+        assert self.cache is not None
+        row = self.running.index(request)
         chunk = request.ids[request.filled : request.filled + PREFILL_CHUNK]
         view = self.cache.rows(row, row + 1)
         view.reach = [request.reach]
@@ -202,36 +455,96 @@ class Engine:
             positions = torch.arange(request.filled, view.span, device=self.device)
         logits = self.model(idx, positions, cache=view, last_only=True)
         request.filled += len(chunk)
-        return [] if request.unread else [self._take(request, request.sampler(logits[0, -1, : self.n_tokens]))]
+        return [] if request.unread else self._choose([request], logits[:, -1])
 
     def _decode(self) -> list[Event]:
-        """One token more for every row; a row whose prompt is still being read takes one token of it."""
-        assert self.cache is not None
+        """One token more for every row; a row whose prompt is half read takes one token of it."""
         rows = list(self.running)
-        view = self.cache.rows(0, len(rows))
+        logits = self._forward(rows)
+        choosing = []
+        for i, request in enumerate(rows):
+            if request.filled or len(request.ids) == 1:  # else it waits for its turn to be read
+                request.filled += 1
+                if not request.unread:
+                    choosing.append(i)
+        if len(choosing) < len(rows):
+            logits = logits[choosing]
+        return self._choose([rows[i] for i in choosing], logits)
+
+    def _forward(self, rows: Sequence[Request]) -> Tensor:
+        """Logits (B, V) after the next token of every row.
+
+        What this writes for a row that does not go on is written again when it does.
+        """
+        assert self.cache is not None
+        view = self.views.get(len(rows))
+        if view is None:
+            view = self.views[len(rows)] = self.cache.rows(0, len(rows))
         view.span = max(request.filled for request in rows) + 1
         view.reach = [request.reach for request in rows]
-        idx = torch.tensor([[request.next_token] for request in rows], device=self.device)
-        positions = torch.tensor([[request.filled] for request in rows], device=self.device)
-        logits = self.model(idx, positions, cache=view)
-        events = []
-        for request, row_logits in zip(rows, logits[:, -1, : self.n_tokens], strict=True):
-            request.filled += 1
-            if not request.unread:
-                events.append(self._take(request, request.sampler(row_logits)))
-        return events
+        fed = torch.tensor([[[r.next_token] for r in rows], [[r.filled] for r in rows]], device=self.device)
+        logits: Tensor = self.model(fed[0], fed[1], cache=view)[:, -1]
+        return logits
 
-    def _take(self, request: Request, token: int) -> Event:
-        """Add a drawn token to its request, and end the request if this was its last."""
-        request.new.append(token)
-        shown = request.stop.push(token)
+    def _score(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], top: int) -> Iterator[list[TokenScore]]:
+        """Scores of pairs that are read together; what several have in common as a whole is read once."""
+        places: dict[tuple[int, ...], int] = {}
+        for before, after in pairs:
+            ids = (*before, *after[:-1])
+            places.setdefault(ids, sum(map(len, places)))
+        lengths = [len(ids) for ids in places]
+        idx = torch.tensor([[token for ids in places for token in ids]], device=self.device)
+        documents = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths)).unsqueeze(0).to(self.device)
+        positions = torch.tensor([[p for n in lengths for p in range(n)]], device=self.device)
+        hidden = self.model.hidden(idx, positions, doc_ids=documents)[0]
+        for before, after in pairs:
+            ids = (*before, *after[:-1])
+            first = places[ids] + len(before) - 1
+            wanted = torch.tensor(list(after), device=hidden.device)
+            scores: list[TokenScore] = []
+            for start in range(0, len(after), SCORED_AT_ONCE):
+                part = hidden[first + start : first + min(start + SCORED_AT_ONCE, len(after))]
+                logits = self.model.logits(part)[:, : self.n_tokens]
+                scores += token_scores(logits, wanted[start : start + SCORED_AT_ONCE], top)
+            yield scores
+
+    # -- what was drawn
+
+    def _choose(self, requests: Sequence[Request], logits: Tensor) -> list[Event]:
+        """The next token of each request from logits (B, V)."""
+        if not requests:
+            return []
+        samplers = [request.sampler for request in requests]
+        if self.choice.rows != samplers:
+            self.choice = Choice(samplers)
+        scores = self.choice(logits[:, : self.n_tokens])
+        return [self._take(request, score) for request, score in zip(requests, scores, strict=True)]
+
+    def _take(self, request: Request, score: TokenScore) -> Event:
+        """Show what may be shown after a drawn token, and end the request if this was its last."""
+        if request.sampler.logprobs is not None:
+            request.scores.append(score)
+        shown = request.stop.push(score.token)
         if request.stop.stopped:
             return self._finish(request, "stop", shown)
         if len(request.new) >= request.max_new_tokens:
             return self._finish(request, "length", shown + request.stop.flush())
-        return Event(request, tuple(shown))
+        return self._event(request, shown)
 
     def _finish(self, request: Request, reason: FinishReason, shown: Sequence[int] = ()) -> Event:
         request.finish_reason = reason
         self._leave(request)
-        return Event(request, tuple(shown), reason)
+        return self._event(request, shown)
+
+    def _event(self, request: Request, shown: Sequence[int]) -> Event:
+        scores = tuple(request.scores[request.shown : request.shown + len(shown)])
+        request.shown += len(shown)
+        return Event(request, tuple(shown), request.finish_reason, scores)
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two sequences have in common at their beginning."""
+    length = min(len(one), len(other))
+    if one[:length] == other[:length]:
+        return length
+    return next(i for i in range(length) if one[i] != other[i])
