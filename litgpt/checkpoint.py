@@ -100,7 +100,7 @@ def latest(out_dir: str | Path) -> Path | None:
 
 
 def _note(line: str) -> None:
-    if _rank() == 0:
+    if rank() == 0:
         print(line, file=sys.stderr)
 
 
@@ -227,10 +227,13 @@ def load_model(
     state: dict[str, Tensor] = {}
     for name, tensor in tensors:
         here = tensor.to(device)
-        state |= {name: here} if quantizer is None or not quantizer.takes(name) else quantizer.swap(name, here)
-    if checkpoint.config.tie_embeddings:
+        state |= {name: here} if quantizer is None else quantizer.take(name, here)
+    if checkpoint.config.tie_embeddings and isinstance(model.lm_head, torch.nn.Linear):
         state[weights.HEAD] = state[weights.EMBEDDING]
-    model.load_state_dict(state, assign=True)
+    if quantizer is None:
+        model.load_state_dict(state, assign=True)
+    else:
+        quantizer.load(state)
     model.tie_weights()
     return model.to(device)  # the buffers that no file holds
 
@@ -265,7 +268,7 @@ def _result_below(directory: Path) -> str:
 def write(
     target: str | Path,
     config: Config,
-    state: Mapping[str, Tensor] | torch.nn.Module,
+    state: Mapping[str, Any] | torch.nn.Module | None,
     *,
     tokenizer_dir: str | Path | None = None,
     hyperparameters: Mapping[str, Any] | None = None,
@@ -283,21 +286,24 @@ def write(
     Every rank of a process group calls it: rank 0 writes, all take part in gathering sharded tensors.
 
     Args:
-        state: our-named tensors, or the model that has them.
+        state: our-named tensors, or the model that has them; None: no weights, for what an adapter stands on elsewhere.
         tokenizer_dir: where tokenizer, token ids and generation settings are copied from.
         hyperparameters: what made the model; its access token is left out.
         dtype: of the floating point tensors; None: as they are.
         extra: writes more into the (still temporary) directory, on every rank.
     """
     state = state.state_dict() if isinstance(state, torch.nn.Module) else state
-    entries = _entries_to_write(config, state, dtype)
+    entries = {} if state is None else _entries_to_write(config, state, dtype)
     need = sum(entry.nbytes for entry in entries.values())
     with shared_dir(target, overwrite=overwrite, need=need) as new:
-        tensors = weights.export(config, _shapes(state), lambda name: _cast(_gathered(state[name]), dtype))
+        tensors: Iterator[tuple[str, Tensor]] = iter(())
+        if state is not None:
+            tensors = weights.export(config, _shapes(state), lambda name: _cast(_gathered(state[name]), dtype))
         try:
-            if _rank() == 0:
-                weights.save(new, entries, tensors, max_shard_bytes)
-                _write_configs(new, config, next(iter(entries.values())).dtype, tokenizer_dir)
+            if rank() == 0:
+                if entries:
+                    weights.save(new, entries, tensors, max_shard_bytes)
+                _write_configs(new, config, next((entry.dtype for entry in entries.values()), None), tokenizer_dir)
                 _write_story(new, hyperparameters, prompt_style)
         finally:
             if dist.is_initialized():  # gathering takes all ranks, those too that write nothing or could not
@@ -308,7 +314,7 @@ def write(
     return Path(target)
 
 
-def _entries_to_write(config: Config, state: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Entry]:
+def _entries_to_write(config: Config, state: Mapping[str, Any], dtype: torch.dtype | None) -> dict[str, Entry]:
     """Names, shapes and dtypes of the files to be, found without touching the data."""
 
     def outline(name: str) -> Tensor:
@@ -317,7 +323,7 @@ def _entries_to_write(config: Config, state: Mapping[str, Tensor], dtype: torch.
     return {name: Entry(t.dtype, t.shape) for name, t in weights.export(config, _shapes(state), outline)}
 
 
-def _shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+def _shapes(state: Mapping[str, Any]) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in state.items()}
 
 
@@ -331,10 +337,11 @@ def _gathered(tensor: Tensor) -> Tensor:
     return whole.detach()
 
 
-def _write_configs(new: Path, config: Config, dtype: torch.dtype, tokenizer_dir: str | Path | None) -> None:
+def _write_configs(new: Path, config: Config, dtype: torch.dtype | None, tokenizer_dir: str | Path | None) -> None:
+    """`dtype`: that of the weights, None where there are none."""
     tokenizer = None if tokenizer_dir is None else Tokenizer(tokenizer_dir)
     ids = _token_ids(tokenizer)
-    if config.family:  # torch_dtype is the older key: every reader knows it
+    if config.family and dtype:  # torch_dtype is the older key: every reader knows it
         write_json(new / "config.json", {**config.to_hf(), **ids, "torch_dtype": str(dtype).removeprefix("torch.")})
     (new / "model_config.yaml").write_text(yaml.safe_dump(config.to_dict()), encoding="utf-8")
     if tokenizer is None:
@@ -378,7 +385,7 @@ def save_training_state(directory: Path, tensors: Mapping[str, Tensor], run_stat
     """
     place = Path(directory) / TRAINING_STATE
     place.mkdir(exist_ok=True)
-    if _rank() == 0:
+    if rank() == 0:
         write_json(place / RUN_STATE, {"format_version": FORMAT_VERSION, **run_state})
     ours = {name: tensor.detach().contiguous() for name, tensor in _distinct(tensors).items()}
     sizes = _merged({name: tensor.numel() * tensor.dtype.itemsize for name, tensor in ours.items()})
@@ -485,7 +492,7 @@ def shared_dir(target: str | Path, *, overwrite: bool = False, need: int = 0) ->
         _on_rank_0(stack.close)
 
 
-def _rank() -> int:
+def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
@@ -503,7 +510,7 @@ def _on_rank_0(do: Callable[[], T]) -> T:
     if not dist.is_initialized():
         return do()
     said: list[Any] = [None, None]
-    if _rank() == 0:
+    if rank() == 0:
         try:
             said[0] = do()
         except Exception as error:

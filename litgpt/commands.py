@@ -22,7 +22,7 @@ SECTIONS: dict[str, dict[str, Command]] = {
         "finetune_full": ("litgpt.finetune.full:setup", "Finetune all weights of a model"),
         "finetune_adapter": ("litgpt.finetune.adapter:setup", "Finetune a model with LLaMA-Adapter"),
         "finetune_adapter_v2": ("litgpt.finetune.adapter_v2:setup", "Finetune a model with LLaMA-Adapter v2"),
-        "merge_lora": (None, "Merge LoRA weights into their base model"),
+        "merge_lora": ("litgpt.scripts.merge_lora:main", "Merge LoRA weights into their base model"),
         "preview_data": (None, "Show samples as a model would see them, with the trained tokens marked"),
     },
     "Use": {

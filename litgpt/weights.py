@@ -87,7 +87,7 @@ def import_(
         InputError: tensors are missing, too many or misshapen; at once, before anything is fetched.
     """
     shapes = expected(config)
-    plan = _bindings(config, shapes) if kind == "hf" else _litgpt_bindings(shapes, found)
+    plan = bindings(config, shapes) if kind == "hf" else _litgpt_bindings(shapes, found)
     names = _spellings(config, found) if kind == "hf" else {name: name for name in found}
     head, embedding = _name_of(HEAD, config, kind), _name_of(EMBEDDING, config, kind)
     copied_head = names.pop(head, None) if config.tie_embeddings else None
@@ -117,13 +117,13 @@ def export(config: Config, found: Shapes, fetch: Fetch) -> Iterator[tuple[str, T
         InputError: at once, when `found` is not the model of this config.
     """
     shapes = expected(config)
-    plan = _bindings(config, shapes) if config.family else _litgpt_bindings(shapes, shapes)
+    plan = bindings(config, shapes) if config.family else _litgpt_bindings(shapes, shapes)
     own = {name: shape for name, shape in found.items() if name in shapes or name != HEAD}
     _require_same(shapes, own, "the model to be written")
     return (pair for binding in plan for pair in _to_theirs(binding, [fetch(o) for o in binding.ours], shapes, config))
 
 
-def _bindings(config: Config, shapes: Shapes) -> list[Binding]:
+def bindings(config: Config, shapes: Shapes) -> list[Binding]:
     """The equations of the config's family, written out for all tensors in `shapes`."""
     fields = config.to_dict() | {name: getattr(config, name) for name in ("qkv_bias", "proj_bias", "has_mlp_bias")}
     plan = []
@@ -182,7 +182,7 @@ def _spellings(config: Config, found: Shapes) -> dict[str, str]:
     return spellings
 
 
-def _rows(binding: Binding, shapes: Shapes, config: Config) -> list[int]:
+def rows_of(binding: Binding, shapes: Shapes, config: Config) -> list[int]:
     """How many rows each of their tensors has."""
     rows = sum(shapes[name][0] for name in binding.ours)
     if binding.ours[0].rsplit(".", 1)[0].endswith("attn.qkv") and len(binding.theirs) == 3:
@@ -192,7 +192,7 @@ def _rows(binding: Binding, shapes: Shapes, config: Config) -> list[int]:
 
 def _their_shapes(binding: Binding, shapes: Shapes, config: Config) -> dict[str, torch.Size]:
     rest = shapes[binding.ours[0]][1:]
-    rows = _rows(binding, shapes, config)
+    rows = rows_of(binding, shapes, config)
     return {name: torch.Size((n, *rest)) for name, n in zip(binding.theirs, rows, strict=True)}
 
 
@@ -207,7 +207,7 @@ def _to_theirs(binding: Binding, parts: list[Tensor], shapes: Shapes, config: Co
     whole = parts[0] if len(parts) == 1 else torch.cat(parts)
     if binding.layout:
         whole = concat_to_grouped(whole, config)
-    return zip(binding.theirs, _cut(whole, _rows(binding, shapes, config)), strict=True)
+    return zip(binding.theirs, _cut(whole, rows_of(binding, shapes, config)), strict=True)
 
 
 def _cut(whole: Tensor, rows: list[int]) -> tuple[Tensor, ...]:

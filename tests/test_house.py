@@ -20,7 +20,7 @@ ROOMS = """
     methods.* methods quantize optimizers parallel
     tokenizer
     prompts.marks prompts.messages prompts.base prompts.pieces prompts.table prompts.sandbox prompts.template prompts
-    checkpoint report hub launch
+    checkpoint adapters report hub launch
     data.base data.text data.tokens data.packing data.loader data.* data
     generate.sampling generate.engine generate.session generate.* generate
     run_state training job pretrain finetune.* finetune

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import chain
 from typing import Any, ClassVar, NamedTuple, cast
@@ -153,3 +153,32 @@ def freeze(model: GPT) -> None:
     if any(isinstance(module, Wrapped) for module in model.modules()):
         raise InputError("the model is wrapped by a finetuning method already; load it anew")
     model.requires_grad_(False)
+
+
+def whole(tensor: Any) -> Tensor:
+    """The whole of a tensor that may be sharded, or not yet computed."""
+    return cast(Tensor, tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor)
+
+
+def trained(model: GPT) -> dict[str, Tensor]:
+    """Whole copies on the CPU of what trains. Of a sharded model, every rank calls it."""
+    return {name: whole(p.detach()).cpu() for name, p in model.named_parameters() if p.requires_grad}
+
+
+@torch.no_grad()
+def fill(model: GPT, tensors: Mapping[str, Tensor], where: object, optional: Collection[str] = ()) -> None:
+    """Copy what was trained into the parameters of these names: all that train, but for the `optional` ones.
+
+    Raises InputError, in one line, when they are others.
+    """
+    there = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    lists = {
+        "missing": [name for name in there if name not in tensors and name not in optional],
+        "not of this model": [name for name in tensors if name not in there],
+        "of another shape": [n for n, t in tensors.items() if n in there and t.shape != there[n].shape],
+    }
+    faults = [f"{len(names)} {fault}: {', '.join(names[:3])}" for fault, names in lists.items() if names]
+    if faults:
+        raise InputError(f"{where}: the tensors do not fit the base model; {'; '.join(faults)}; is it another one's?")
+    for name, tensor in tensors.items():
+        there[name].copy_(tensor)

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from litgpt.config import Config
 from litgpt.errors import InputError
 from litgpt.methods import base
-from litgpt.methods.base import Method, Wrapped
+from litgpt.methods.base import Method, Wrapped, whole
 from litgpt.model import GPT, qkv_rows
 
 HEAD = "lm_head"
@@ -335,8 +335,3 @@ def _merged_weight(linear: nn.Module) -> Tensor:
     gathered = LoRALinear(plain, linear.parts, dora=linear.dora)
     gathered.load_state_dict({name: whole(tensor) for name, tensor in linear.state_dict().items()}, assign=True)
     return gathered.weight
-
-
-def whole(tensor: Any) -> Tensor:
-    """The whole of a tensor that may be sharded, or not yet computed."""
-    return cast(Tensor, tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor)
