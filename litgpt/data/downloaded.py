@@ -23,7 +23,7 @@ class Downloaded(SFT):
         super().prepare_data()
 
     def notes(self) -> list[str]:
-        return [*getattr(self, "_left_out", ()), *super().notes()]
+        return [*dict.fromkeys(getattr(self, "_left_out", ())), *super().notes()]
 
     def read(self, files: Iterable[Path], kind: str, columns: Mapping[str, str] | None = None) -> list[Record]:
         """The records of some files of one kind."""

@@ -39,8 +39,9 @@ def _fetch(url: str, path: Path) -> None:
         raise MachineError(f"{path} is not there and the environment forbids the network ({hub.OFFLINE[0]}); get {url}")
     link = Link(url)
     link.require_resolver()
+    wanted = link.facts(path.name, "")
     with hub.workplace(path.with_name(f".{path.name}.part")) as place:
-        wanted, folder = link.facts(path.name, ""), place / "files"
+        folder = place / "files"
         with disk_errors(path, place, wanted.size):
             folder.mkdir(exist_ok=True)
             hub.keep_only([wanted], folder, place / "fetching.json")
@@ -133,12 +134,47 @@ class Link(hub.Client):
         return kind(f"{self.name}: {self.host} does not serve this file (HTTP {status}); check the address")
 
 
+class DataSet(hub.Client):
+    """A data set of the Hub, asked for before its files are."""
+
+    def commit(self) -> str | None:
+        """The commit that the revision means now."""
+        self.require_resolver()
+        how: dict[str, Any] = {"revision": self.revision, "timeout": hub.ANSWER_SECONDS}
+        try:
+            return self.ask(lambda api: api.dataset_info(self.name, **how)).sha
+        except UserError:
+            raise
+        except ValueError as error:
+            raise InputError(f"{self.name!r} is no name of a data set ({one_line(error)[:200]})") from None
+
+    def _refusal(self, error: Exception | None, status: int) -> UserError:
+        if type(error).__name__ == "RevisionNotFoundError":
+            return MissingError(f"{self.name} has no revision {self.revision!r}")
+        if status in (401, 404) and type(error).__name__ != "GatedRepoError":
+            return _absent(self.name)
+        return _gated(self.name)
+
+
+def _absent(name: str) -> MissingError:
+    return MissingError(f"{name} is no data set of the Hub, or it is private; check the name, or set HF_TOKEN")
+
+
+def _gated(name: str) -> InputError:
+    return InputError(
+        f"{name} is gated or closed to this account: visit {hub.SITE}/datasets/{name}, accept its terms and set "
+        "HF_TOKEN"
+    )
+
+
 def _loaded(repo_id: str, split: str, folder: Path, config: str | None, revision: str | None, token: str | None) -> Any:
     """The data set's rows, through the package that reads all their layouts."""
     try:
         import datasets
     except ImportError:
         raise extra_missing("datasets", "data") from None
+    if not os.path.isdir(repo_id) and not hub.is_offline():
+        revision = DataSet(repo_id, revision, token).commit()  # `datasets` waits half a minute for no network
     try:
         return datasets.load_dataset(
             repo_id, config, split=split, cache_dir=str(folder / "cache"), revision=revision, token=token
@@ -156,14 +192,11 @@ def _explained(error: Exception, repo_id: str, token: str | None) -> UserError:
     if any(isinstance(e, OSError) and e.errno == errno.ENOSPC for e in chain):
         return MachineError(f"{repo_id} could not be kept: {words}; free some space")
     if status in (401, 403) or "gated" in words:
-        return InputError(
-            f"{repo_id} is gated or closed to this account: visit {hub.SITE}/datasets/{repo_id}, accept its terms and "
-            "set HF_TOKEN"
-        )
+        return _gated(repo_id)
     if (status is None or status in hub.BUSY) and any(NETWORK & {c.__name__ for c in type(e).__mro__} for e in chain):
         return MachineError(f"{repo_id} could not be fetched ({words}); check the network and run it again")
     if type(error).__name__ == "DatasetNotFoundError":
-        return MissingError(f"{repo_id} is no data set of the Hub, or it is private; check the name, or set HF_TOKEN")
+        return _absent(repo_id)
     return InputError(f"{repo_id} cannot be read as a data set: {words}")
 
 

@@ -29,7 +29,7 @@ COLUMNS = {"instruction": "inputs", "output": "targets"}
 class FLAN(Downloaded):
     """FLAN, of the Hub: 1,386,050 questions with answers, 367,190 more validate."""
 
-    default_style: ClassVar[str] = "flan"
+    STYLE: ClassVar[str] = "flan"
 
     download_dir: Path = Path("data/flan")
     """Where the files are kept."""

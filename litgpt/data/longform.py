@@ -19,7 +19,7 @@ FILES = ("train.json", "val.json")
 class LongForm(Downloaded):
     """LongForm: 23,652 instructions, 2,042 more validate."""
 
-    default_style: ClassVar[str] = "longform"
+    STYLE: ClassVar[str] = "longform"
 
     download_dir: Path = Path("data/longform")
     """Where the files are kept."""
