@@ -23,7 +23,10 @@ SECTIONS: dict[str, dict[str, Command]] = {
         "finetune_adapter": ("litgpt.finetune.adapter:setup", "Finetune a model with LLaMA-Adapter"),
         "finetune_adapter_v2": ("litgpt.finetune.adapter_v2:setup", "Finetune a model with LLaMA-Adapter v2"),
         "merge_lora": ("litgpt.scripts.merge_lora:main", "Merge LoRA weights into their base model"),
-        "preview_data": (None, "Show samples as a model would see them, with the trained tokens marked"),
+        "preview_data": (
+            "litgpt.scripts.preview_data:main",
+            "Show samples as a model would see them, with the trained tokens marked",
+        ),
     },
     "Use": {
         "chat": ("litgpt.chat.base:main", "Talk to a model"),

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from litgpt.data.records import Record
 
 CONVERSATIONS = {"messages", "sharegpt"}
+KEPT = 1000  # records of each part that are kept as they were read, to show them and to try the model on
 
 
 @dataclass(kw_only=True)
@@ -135,14 +136,29 @@ class SFT(DataModule):
 
     def example(self, which: str | int) -> tuple[list[int], str, str]:
         """The prompt of a validation record, or of a training record where none validates."""
-        among = self._among
+        among = self._kept[1] or self._kept[0]
         if which == "random":
             index = random.Random(self.seed).randrange(len(among))
         else:
             index = 0 if which == "first" else int(which)
         if not 0 <= index < len(among):
-            raise InputError(f"eval.evaluate_example is {which}; the data has records 0 to {len(among) - 1} to try")
+            raise InputError(f"eval.evaluate_example is {which}; records 0 to {len(among) - 1} can be tried")
         return self._encoder.prompt(among[index])
+
+    @property
+    def train_samples(self) -> Cut:
+        """What is trained on, as it is trained on."""
+        return self._train
+
+    @property
+    def val_samples(self) -> Cut:
+        """What validates."""
+        return self._val
+
+    def where(self, index: int) -> str:
+        """Where the record of a training sample was read."""
+        record = int(self._train.index[index])
+        return self._kept[0][record].where if record < len(self._kept[0]) else f"record {record + 1}"
 
     # -- tokens
 
@@ -157,7 +173,7 @@ class SFT(DataModule):
             style = self._choose_style(kinds)
             self._encoder = Encoder(self._tokenizer, style, self.mask_prompt, joins=self.prompt_style is None)
             self._encoded = self._encoder.encode(train), self._encoder.encode(val, "tokenizing validation")
-            self._among = val or train
+            self._kept = list(train[:KEPT]), list(val[:KEPT])
         return self._encoded
 
     def _choose_style(self, kinds: set[str]) -> PromptStyle:
