@@ -151,7 +151,9 @@ def documentation(thing: Any) -> tuple[str, str, dict[str, str]]:
     import docstring_parser
 
     parsed = docstring_parser.parse_from_object(thing)
-    words = {p.arg_name: " ".join((p.description or "").split()) for p in parsed.params}
+    inherited = [base for base in reversed(getattr(thing, "__mro__", ())[1:]) if dataclasses.is_dataclass(base)]
+    parameters = [p for each in [*map(docstring_parser.parse_from_object, inherited), parsed] for p in each.params]
+    words = {p.arg_name: " ".join((p.description or "").split()) for p in parameters}
     return parsed.short_description or "", parsed.long_description or "", words
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from litgpt.signature import REQUIRED, Leaf, Signature, alternatives, class_leaves, documentation
+from litgpt.signature import REQUIRED, Leaf, Signature, alternatives, class_leaves, documentation, is_plain
 
 LEFT = 34  # columns for the options; their words follow
 
@@ -99,7 +99,7 @@ def _needed(signature: Signature) -> str:
 
 
 def _short(kind: Any) -> str:
-    return "|".join(dict.fromkeys(_short_all(t for t in alternatives(kind) if t is not type(None))))
+    return "|".join(dict.fromkeys(_short_all(t for t in alternatives(kind) if is_plain(t) and t is not type(None))))
 
 
 def _short_all(kinds: Iterable[Any]) -> Iterator[str]:
