@@ -1,6 +1,6 @@
 """What an adapter directory is: found, put onto its base model, written whole.
 
-    D/                     tokenizer, model_config.yaml, hyperparameters, prompt style; the merged model where there is one
+    D/                     tokenizer, model_config.yaml, hyperparameters, prompt style; the merged model, if merged
     D/adapter/             adapter_config.json + adapter_model.safetensors   LoRA, in PEFT's format
                            litgpt_adapter.json + litgpt_adapter.safetensors  what PEFT has no words for
 

@@ -850,6 +850,7 @@ class Router(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(config.n_expert, config.n_embd))
         nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
+        self.bias: nn.Parameter | None = None  # no model has one; an adapter of LitGPT 0.5 may
         self.top_k = config.n_expert_per_token
         self.scaling = config.routed_scaling_factor
         self.groups = config.n_expert_groups
@@ -869,7 +870,7 @@ class Router(nn.Module):
         return weights * self.scaling, experts
 
     def by_softmax(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        logits = F.linear(x, self.weight).float()
+        logits = F.linear(x, self.weight, self.bias).float()
         if self.normalize:  # a softmax over the chosen is the softmax over all, renormalised
             best, experts = logits.topk(self.top_k, dim=-1)
             return best.softmax(dim=-1), experts
@@ -877,7 +878,8 @@ class Router(nn.Module):
         return weights, experts
 
     def by_groups(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        scores = F.linear(x.float(), self.weight.float()).sigmoid()  # (N, E)
+        bias = None if self.bias is None else self.bias.float()
+        scores = F.linear(x.float(), self.weight.float(), bias).sigmoid()  # (N, E)
         grouped = (scores + self.e_score_correction_bias.float()).unflatten(
             -1, (self.groups, -1)
         )  # (N, groups, E / groups)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from litgpt.errors import InputError, shown
 from litgpt.methods import base, peft
@@ -84,8 +84,9 @@ def _attach_adapter(model: GPT, tensors: dict[str, Tensor], kind: type[Adapter],
     for name in tensors:
         if name.endswith(".attn.prefix.gate"):  # (1, 1, heads, 1), or (1, heads, 1, 1) in its first releases
             tensors[name] = tensors[name].flatten()
-    if router := next((name for name in tensors if name.endswith(".mlp.gate.adapter_bias")), None):
-        raise InputError(f"{where}: {router}: adapted routers are not read; finetune it anew with LitGPT")
+    for name, module in model.named_modules():
+        if isinstance(module, Router) and f"{name}.adapter_scale" in tensors:
+            _scale(module, tensors.pop(f"{name}.adapter_scale"), tensors.pop(f"{name}.adapter_bias", None), name, where)
     if model.config.latent_attention:
         raise InputError(f"{where}: LitGPT 0.5 had no adapters for latent attention; is it another model's?")
     kind(prompt_length=length, start_layer=first, as_in_05=True).attach(model)
@@ -93,3 +94,14 @@ def _attach_adapter(model: GPT, tensors: dict[str, Tensor], kind: type[Adapter],
         name for name, _ in model.named_parameters() if "norm" in name
     ]  # those around queries and keys did not train
     base.fill(model, tensors, where, optional=norms)
+
+
+@torch.no_grad()
+def _scale(router: Router, scale: Tensor, bias: Tensor | None, name: str, where: object) -> None:
+    """scale * (W x + bias), as a weight and a bias."""
+    weight = router.weight
+    if bias is None or not len(scale) == len(bias) == len(weight):
+        raise InputError(f"{where}: {name} has {len(weight)} experts, the adapter's others; is it another model's?")
+    scale, bias = scale.to(weight.device), bias.to(weight.device)
+    router.weight = nn.Parameter((weight.float() * scale.unsqueeze(1)).to(weight.dtype), requires_grad=False)
+    router.bias = nn.Parameter((bias * scale).to(weight.dtype), requires_grad=False)
