@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from litgpt.api import LLM
     from litgpt.config import Config
     from litgpt.model import GPT
     from litgpt.prompts import PromptStyle
@@ -13,9 +14,9 @@ if TYPE_CHECKING:
 
 __version__ = "0.6.0.dev0"
 
-_HOMES = {"GPT": "model", "Config": "config", "PromptStyle": "prompts", "Tokenizer": "tokenizer"}
+_HOMES = {"LLM": "api", "GPT": "model", "Config": "config", "PromptStyle": "prompts", "Tokenizer": "tokenizer"}
 
-__all__ = ["GPT", "Config", "PromptStyle", "Tokenizer"]
+__all__ = ["GPT", "LLM", "Config", "PromptStyle", "Tokenizer"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,887 @@
+"""`LLM`: one object for notebooks and programs. Loads, generates, scores, embeds, saves, and trains as a torch module.
+
+Importing it costs what torch costs; the rest is imported when it is first needed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, is_dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from litgpt.errors import InputError, MissingError, near_miss, require_type, shown
+
+if TYPE_CHECKING:
+    from litgpt.config import Config
+    from litgpt.data.base import DataModule
+    from litgpt.generate.answers import Row, Stream
+    from litgpt.generate.engine import Engine
+    from litgpt.generate.sampling import Sampling
+    from litgpt.model import GPT
+    from litgpt.prompts import PromptStyle
+    from litgpt.tokenizer import Tokenizer
+
+Prompt: TypeAlias = str | Tensor  # text, or ids (T,)
+Scored: TypeAlias = str | tuple[str, str]  # text, or (prompt, what follows)
+
+STRATEGIES = ("sequential", "tensor_parallel")
+METHODS = ("lora", "full", "adapter", "adapter_v2")
+HEAD = "lm_head.weight"
+# what a directory's model is described by: written anew by `save`
+MODEL_FILES = (".safetensors", ".bin", ".pth", ".index.json")
+DESCRIPTIONS = ("config.json", "model_config.yaml", "hyperparameters.yaml", "prompt_style.yaml", "litgpt_manifest.json")
+
+
+class Preprocessor:
+    """Text to ids on the model's device, and back."""
+
+    def __init__(self, tokenizer: Tokenizer, device: torch.device | str = "cpu") -> None:
+        self.tokenizer = tokenizer
+        self.device = device
+
+    def encode(self, text: str) -> Tensor:
+        """The ids (T,) of `text`."""
+        return torch.tensor(self.tokenizer.encode(text), dtype=torch.int64, device=self.device)
+
+    def decode(self, token_ids: Tensor) -> str:
+        return self.tokenizer.decode(token_ids.tolist())
+
+
+@dataclass(frozen=True)
+class Score:
+    """How likely a model finds a text.
+
+    Attributes:
+        ids: the tokens that were scored.
+        logprobs: the natural logarithm of each one's probability, given all that stands before it.
+        is_greedy: whether each of them is the likeliest token at its place.
+    """
+
+    ids: list[int]
+    logprobs: list[float]
+    is_greedy: bool
+
+    @property
+    def total(self) -> float:
+        """The log-probability of the whole."""
+        return sum(self.logprobs)
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(-self.total / max(len(self.ids), 1))
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where and how the weights of an `LLM` are held."""
+
+    device: torch.device
+    dtype: torch.dtype | None = None  # None: that of the files
+    quantize: str | None = None
+    max_len: int | None = None  # of prompt and answer together; None: the model's context
+
+
+class LLM(torch.nn.Module):
+    """A model with its tokenizer and prompt style; made by `LLM.load`.
+
+    As a module it is trained like any other: `llm(ids, labels)` gives logits and loss, and what is generated afterwards
+    comes from the weights as they are then. Several threads may generate at once, and several streams be read by turns,
+    as long as nobody changes the weights meanwhile.
+
+    Attributes:
+        model: the `GPT`; None until it is placed (`distribute=None`).
+        config: what the model is.
+        tokenizer: None for a model without one; then prompts are ids.
+        prompt_style: how prompts are dressed up.
+        checkpoint_dir: the directory it was loaded from; None for a random model.
+    """
+
+    model: GPT | None
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        tokenizer: Tokenizer | None = None,
+        prompt_style: PromptStyle | None = None,
+        checkpoint_dir: Path | None = None,
+    ) -> None:
+        super().__init__()
+        from litgpt.generate.answers import Decoding
+
+        self._describe(config, tokenizer, prompt_style, checkpoint_dir)
+        self.model = None
+        self.placement = Placement(torch.device("cpu"))
+        self._saved: set[Path] = set()
+        self._decoding = Decoding()
+        self.register_load_state_dict_pre_hook(_add_model_to_names)
+
+    def _describe(
+        self, config: Config, tokenizer: Tokenizer | None, style: PromptStyle | None, directory: Path | None
+    ) -> None:
+        """Take note of what the model is; its weights are another matter."""
+        from litgpt import families, prompts
+
+        self.config = config
+        self.tokenizer = tokenizer
+        self.checkpoint_dir = directory
+        # a style that the tokenizer's files do not bring with them: `save` writes it
+        self._own_style = style or (None if directory is None else prompts.load(directory))
+        self.prompt_style = self._own_style or prompts.DEFAULT
+        if tokenizer is not None and self._own_style is None:
+            self.prompt_style = prompts.choose(tokenizer.dir, tokenizer, families.prompt_for(config.name))
+
+    # -- loading and placing
+
+    @classmethod
+    def load(
+        cls,
+        model: str | Path | Config,
+        init: Literal["pretrained", "random"] = "pretrained",
+        tokenizer_dir: str | Path | None = None,
+        access_token: str | None = None,
+        distribute: Literal["auto"] | None = "auto",
+        *,
+        quantize: str | None = None,
+        precision: str | None = None,
+        device: str | torch.device | None = None,
+        prompt_style: str | PromptStyle | None = None,
+    ) -> LLM:
+        """A model to use or to train.
+
+        Args:
+            model: a checkpoint directory, its name below `checkpoints/`, or a repository of the Hugging Face Hub, which
+                is downloaded first. For a random one the name of a model (`litgpt download list` shows all), a
+                directory, or a `Config`.
+            init: "pretrained": with the weights of the checkpoint. "random": with fresh ones, drawn from torch's
+                own generator (`torch.manual_seed`).
+            tokenizer_dir: where the tokenizer is, if not in the checkpoint. A random model needs one for text only.
+            access_token: for a repository of the Hub that asks for one.
+            distribute: "auto": onto the best device there is. None: wait for `distribute` or `trainer_setup`.
+            quantize: weights in 4 or 8 bits, such as "bnb.nf4".
+            precision: 32-true, bf16-true or 16-true; None: as the files are (random: 32-true).
+            device: such as "cpu" or "cuda:1", instead of the best one.
+            prompt_style: a style, its name or a Jinja file, instead of the checkpoint's own.
+
+        Raises:
+            UserError: what is missing, unknown, broken or too large.
+        """
+        from litgpt import prompts
+        from litgpt.generate.session import located
+
+        _require_choice("init", init, ("pretrained", "random"))
+        _require_choice("distribute", distribute, ("auto", None))
+        directory = None if init == "random" else located(_path(model), access_token)
+        config = _config_of(model, directory)
+        tokenizer = _tokenizer(tokenizer_dir, directory or _existing(model))
+        if isinstance(prompt_style, str):
+            if tokenizer is None:
+                raise InputError(f"prompt_style {shown(prompt_style)} needs a tokenizer; give tokenizer_dir")
+            prompt_style = prompts.choose(tokenizer.dir, tokenizer, None, prompt_style)
+        llm = cls(config, tokenizer=tokenizer, prompt_style=prompt_style, checkpoint_dir=directory)
+        llm.placement = Placement(_device(device or "auto"), _dtype(precision), quantize)
+        if distribute is not None:
+            llm._place(llm.placement)
+        return llm
+
+    def distribute(
+        self,
+        accelerator: str = "auto",
+        devices: int | Literal["auto"] = "auto",
+        precision: str | None = None,
+        quantize: str | None = None,
+        generate_strategy: Literal["sequential", "tensor_parallel"] | None = None,
+        fixed_kv_cache_size: int | Literal["max_model_supported"] | None = None,
+    ) -> None:
+        """Place the model; one that is loaded already is moved, with the weights that it has now.
+
+        Args:
+            accelerator: "cpu", "cuda", "mps" or "auto".
+            devices: how many.
+            precision: 32-true, bf16-true or 16-true; None: as it is.
+            quantize: weights in 4 or 8 bits, such as "bnb.nf4".
+            generate_strategy: how several devices share the model.
+            fixed_kv_cache_size: prompt and answer together have at most so many tokens; None or
+                "max_model_supported": as many as the model's context.
+        """
+        _require_one_device(devices, generate_strategy)
+        longest = None if fixed_kv_cache_size == "max_model_supported" else fixed_kv_cache_size
+        if longest is not None and not (isinstance(longest, int) and 1 <= longest <= self.config.block_size):
+            raise InputError(
+                f"fixed_kv_cache_size is {shown(longest)}; it must lie between 1 and the model's context, "
+                f"{self.config.block_size}, or be max_model_supported"
+            )
+        dtype = _dtype(precision) or self.placement.dtype
+        self._place(Placement(_device(accelerator), dtype, quantize, longest))
+
+    def trainer_setup(self, trainer_ckpt: str | Path | None = None) -> None:
+        """Get ready for a Lightning Trainer: on the CPU (the Trainer moves it), in fp32 unless a precision was given.
+
+        Args:
+            trainer_ckpt: a `.ckpt` file that the Trainer wrote, whose weights to take up.
+        """
+        if self.placement.quantize is not None:
+            raise InputError(
+                f"a model in {self.placement.quantize} is not trained as a whole; load it without quantize"
+            )
+        self._place(Placement(torch.device("cpu"), self.placement.dtype or torch.float32))
+        if trainer_ckpt is not None:
+            self._take_weights(Path(trainer_ckpt))
+        self.train()
+
+    def _take_weights(self, path: Path) -> None:
+        """The weights in a Trainer's checkpoint, whatever the modules around the model are called there."""
+        from litgpt import weights
+
+        if not path.is_file():
+            what = "is a directory, a sharded checkpoint" if path.is_dir() else "does not exist"
+            raise MissingError(f"trainer_ckpt {path} {what}; give the .ckpt file of a Lightning Trainer")
+        file = weights.open_file(path)
+        before = next((name.removesuffix(HEAD) for name in file.entries if name.endswith(HEAD)), None)
+        if before is None:
+            raise InputError(f"trainer_ckpt {path} holds no {HEAD}: it is not the checkpoint of a model like this one")
+        tensors = {name.removeprefix(before): file.fetch(name) for name in file.entries if name.startswith(before)}
+        try:
+            self._placed.load_state_dict(tensors)
+        except RuntimeError as error:  # torch lists names and shapes that differ
+            raise InputError(f"trainer_ckpt {path} is of another model than {self.config.name}: {error}") from None
+
+    def _place(self, placement: Placement) -> None:
+        """Load, draw or move the model."""
+        if self.model is not None and placement.quantize == self.placement.quantize:
+            self._move(self.model, placement)
+        elif self.checkpoint_dir is None:
+            if placement.quantize is not None:
+                raise InputError(f"quantize {placement.quantize} is for a model in files; save this one, load it again")
+            self.model = self._drawn(placement)
+        else:
+            if self.model is not None and not self._is_as_in_files():
+                raise InputError(
+                    f"the weights are not those of {self.checkpoint_dir} any more; save the model, then load it with "
+                    f"quantize {placement.quantize}"
+                )
+            self.model = None  # the old one goes before the new one comes
+            self.model = self._read(self.checkpoint_dir, placement)
+            self.config = self.model.config  # a merged head is not tied any more
+        self.placement = placement
+        self._decoding.forget()
+        self.eval()
+
+    def _move(self, model: GPT, placement: Placement) -> None:
+        if placement.quantize is None and placement.dtype is not None:
+            for parameter in model.parameters():  # not `.to(dtype)`: buffers keep their precision
+                parameter.data = parameter.data.to(placement.dtype)
+            model.tie_weights()
+        model.to(placement.device)
+
+    def _read(self, directory: Path, placement: Placement) -> GPT:
+        from litgpt import adapters, checkpoint, estimate
+        from litgpt.launch import memory_errors
+
+        dtype = placement.dtype or checkpoint.open_(_base_of(directory)).dtype
+        if placement.quantize is None:
+            need = estimate.inference_memory(self.config, dtype.itemsize, 1, min(self.config.block_size, 256)).total
+            estimate.require_fit(need, _free_memory(placement.device), str(directory), _SMALLER)
+        with memory_errors(_SMALLER):
+            return adapters.load_model(directory, device=placement.device, dtype=dtype, quantize=placement.quantize)
+
+    def _drawn(self, placement: Placement) -> GPT:
+        from litgpt import estimate, weights
+
+        dtype = placement.dtype or torch.float32
+        need = estimate.parameters(self.config).total * dtype.itemsize
+        estimate.require_fit(need, _free_memory(placement.device), self.config.name or "the model", _SMALLER)
+        model = weights.outline(self.config)
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(dtype)
+        model.to_empty(device=placement.device)
+        model.init_weights()
+        return model
+
+    def _is_as_in_files(self) -> bool:
+        """Whether the model is still what `checkpoint_dir` holds: compared, number by number."""
+        from litgpt import adapters, checkpoint
+
+        if self.checkpoint_dir is None or adapters.find(self.checkpoint_dir) is not None:
+            return False
+        if self.placement.quantize is not None:
+            return True  # what is quantized does not train
+        state = self._placed.state_dict()
+        dtype = self._placed.wte.weight.dtype
+        tensors = checkpoint.open_(self.checkpoint_dir).tensors(dtype)
+        return all(torch.equal(state[name].cpu(), tensor) for name, tensor in tensors)
+
+    @property
+    def _placed(self) -> GPT:
+        if self.model is None:
+            raise InputError("the model is not placed yet; call llm.distribute() or llm.trainer_setup() first")
+        return self.model
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is, or is to be."""
+        return self.placement.device if self.model is None else self.model.wte.weight.device
+
+    @property
+    def preprocessor(self) -> Preprocessor:
+        return Preprocessor(self._require_tokenizer(), self.device)
+
+    def _require_tokenizer(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise InputError("this model has no tokenizer; give tokenizer_dir to LLM.load, or work with token ids")
+        return self.tokenizer
+
+    # -- as a module
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        target_ids: Tensor | None = None,
+        loss_fn: Callable[[Tensor, Tensor], Tensor] | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Logits, or with targets logits and loss.
+
+        Args:
+            input_ids: (B, T) token ids.
+            target_ids: (B, T) labels that lie like `input_ids` (often the same tensor): place t is learnt from the
+                places before it. -100 is not counted.
+            loss_fn: of logits (B, T - 1, V) and labels (B, T - 1); None: mean cross entropy over the counted labels.
+
+        Returns:
+            Logits (B, T, padded_vocab_size), and the loss.
+        """
+        if torch.is_grad_enabled():  # the weights are about to change
+            self._decoding.forget()
+        logits: Tensor = self._placed(input_ids)
+        if target_ids is None:
+            return logits
+        return logits, (loss_fn or mean_cross_entropy)(logits[..., :-1, :], target_ids[..., 1:])
+
+    def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
+        """The model's tensors under its own names, without a `model.` before them."""
+        return self._placed.state_dict(*args, destination=destination, prefix=prefix, keep_vars=keep_vars)
+
+    def train(self, mode: bool = True) -> LLM:
+        """As `torch.nn.Module.train`; what was computed for coming answers is forgotten."""
+        if mode:
+            self._decoding.forget()
+        super().train(mode)
+        return self
+
+    # -- generating
+
+    def generate(
+        self,
+        prompt: Prompt | Sequence[Prompt],
+        sys_prompt: str | None = None,
+        max_new_tokens: int = 50,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float = 1.0,
+        return_as_token_ids: bool = False,
+        stream: bool = False,
+        *,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        logit_bias: Mapping[int, float] | None = None,
+        stop: str | Sequence[str] = (),
+        seed: int | None = None,
+        n: int = 1,
+        batch_size: int = 8,
+    ) -> Any:
+        """Text that answers or continues a prompt.
+
+        Args:
+            prompt: a text, token ids (T,), or a list of these; the prompts of a list are worked on together.
+            sys_prompt: an instruction that comes before the prompt, for models that were trained with one.
+            max_new_tokens: the longest answer.
+            temperature: flattens (above 1) or sharpens (below 1) the choice; 0 always takes the likeliest token.
+            top_k: draw from the k likeliest tokens only.
+            top_p: draw from the likeliest tokens that together reach this probability only.
+            return_as_token_ids: answers as tensors of ids instead of texts.
+            stream: a `Stream` of pieces instead of the whole.
+            min_p, repetition_penalty, presence_penalty, frequency_penalty, logit_bias: as `Sampling` has them.
+            stop: texts at which an answer ends; they are not part of it.
+            seed: makes answers repeatable: that of each prompt is what it is alone; sample i uses seed + i.
+            n: answers for each prompt, which is read once for all of them.
+            batch_size: answers that are worked on together; further ones wait.
+
+        Returns:
+            A text; with `n` > 1 a list of them; for a list of prompts a list of what each of them gives.
+        """
+        from litgpt.generate.answers import Stream
+        from litgpt.generate.sampling import Sampling
+
+        _require_at_least(1, n=n, batch_size=batch_size)
+        require_type(max_new_tokens, int, "max_new_tokens", "a whole number")
+        samplings = [
+            Sampling(
+                temperature,
+                top_k,
+                top_p,
+                None if seed is None else seed + sample,
+                min_p,
+                repetition_penalty,
+                presence_penalty,
+                frequency_penalty,
+                logit_bias or {},
+            )
+            for sample in range(n)
+        ]
+        many = isinstance(prompt, (list, tuple))
+        prompts = prompt if isinstance(prompt, (list, tuple)) else [prompt]
+        names = [f"prompt[{number}]" for number in range(len(prompts))] if many else ["prompt"]
+        ids = [self._ids(one, sys_prompt, name) for one, name in zip(prompts, names, strict=True)]
+        stops = [stop] if isinstance(stop, str) else list(stop)
+        if stops or not return_as_token_ids:
+            self._require_tokenizer()
+        with self._decoding.lock:
+            engine = self._engine()
+            engine.max_rows = batch_size
+            answers = Stream(self._decoding, engine, n, many, return_as_token_ids)
+            for one, name in zip(ids, names, strict=True):
+                answers.rows += self._submit(engine, one, samplings, max_new_tokens, stops, name if many else "")
+        return answers if stream else answers.whole()
+
+    def chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> Any:
+        """The next answer in a conversation.
+
+        Args:
+            messages: `[{"role": "user", "content": "..."}, ...]` with the roles system, user and assistant. Nothing is
+                remembered: add the answer and the next message to the list yourself. What the model has read of
+                the conversation is not read again.
+            options: those of `generate`, from `max_new_tokens` on.
+        """
+        require_type(messages, (list, tuple), "messages", 'a list of {"role": ..., "content": ...}')
+        for number, message in enumerate(messages):
+            require_type(message, Mapping, f"messages[{number}]", 'a mapping {"role": ..., "content": ...}')
+        return self.generate(torch.tensor(self._encoded(messages)), **options)
+
+    def benchmark(self, num_iterations: int = 1, **kwargs: Any) -> tuple[Any, dict[str, list[float]]]:
+        """Generates `num_iterations` times, from the first token of the prompt on, and takes the time.
+
+        Returns:
+            What `generate(**kwargs)` gives (the last time), and for each measure one figure per iteration.
+        """
+        from litgpt.launch import peak_memory
+
+        _require_at_least(1, num_iterations=num_iterations)
+        options = {**kwargs, "stream": True}
+        memory = "Total GPU memory allocated in GB" if self.device.type == "cuda" else "Peak memory in GB"
+        measures: dict[str, list[float]] = {}
+        for _ in range(num_iterations):
+            self._decoding.forget()  # nothing of the prompt is known yet
+            started = time.perf_counter()
+            answers: Stream = self.generate(**options)
+            first = next((time.perf_counter() for _ in answers if answers.n_tokens), time.perf_counter())
+            whole = answers.whole()
+            seconds = time.perf_counter() - started
+            figures = {
+                "Seconds total": seconds,
+                "Seconds to first token": first - started,
+                "Tokens generated": answers.n_tokens,
+                "Inference speed in tokens/sec": answers.n_tokens / seconds,
+                memory: peak_memory(self.device) / 1e9,
+            }
+            for name, figure in figures.items():
+                measures.setdefault(name, []).append(figure)
+        return whole, measures
+
+    def _ids(self, prompt: Any, sys_prompt: str | None, name: str) -> list[int]:
+        if isinstance(prompt, Tensor):
+            if prompt.dim() != 1 or prompt.is_floating_point():
+                raise InputError(f"{name} is a tensor {tuple(prompt.shape)} of {prompt.dtype}, must be token ids (T,)")
+            return prompt.tolist()
+        from litgpt.generate.session import conversation
+
+        require_type(prompt, str, name, "text or a tensor of token ids")
+        return self._encoded(conversation(prompt, sys_prompt))
+
+    def _encoded(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        return self.prompt_style.encode(self._require_tokenizer(), messages) or [self._first_token]
+
+    @property
+    def _first_token(self) -> int:
+        """What stands before a text of which nothing stands."""
+        tokenizer = self._require_tokenizer()
+        first = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
+        if first is None:
+            raise InputError("the text is empty, and the tokenizer has no token to begin with; give some text")
+        return first
+
+    def _submit(
+        self, engine: Engine, ids: list[int], samplings: list[Sampling], most: int, stops: list[str], name: str
+    ) -> list[Row]:
+        from litgpt.generate.answers import Row
+        from litgpt.generate.sampling import StopAutomaton
+
+        tokenizer = self.tokenizer
+        ends = [] if tokenizer is None else self.prompt_style.stop_tokens(tokenizer)
+        try:
+            requests = engine.submit_samples(ids, samplings, max_new_tokens=most, stop=ends)
+        except InputError as error:
+            raise InputError(f"{name}: {error}" if name else str(error)) from None
+        return [
+            Row(r, None if tokenizer is None else tokenizer.stream(ids), StopAutomaton[str](stops)) for r in requests
+        ]
+
+    def _engine(self) -> Engine:
+        """Called under the lock."""
+        n_tokens = None if self.tokenizer is None else self.tokenizer.vocab_size
+        return self._decoding.engine(self._placed, self.placement.max_len, n_tokens)
+
+    # -- what the model makes of a text
+
+    def score(self, text: Scored | Sequence[Scored]) -> Any:
+        """How likely the model finds a text, or what follows a prompt. No prompt style is applied.
+
+        Args:
+            text: a text, a pair (prompt, continuation) of texts, or a list of these.
+
+        Returns:
+            A `Score`, or a list of them.
+        """
+        many = isinstance(text, list)
+        texts: list[Any] = text if isinstance(text, list) else [text]
+        from litgpt.generate.answers import evaluating
+
+        pairs = [self._pair(one, f"text[{i}]" if many else "text") for i, one in enumerate(texts)]
+        with self._decoding.lock:
+            engine = self._engine()
+            with evaluating(engine.model):
+                found = list(engine.score(pairs, top=1))
+        scores = [
+            Score([s.token for s in row], [s.logprob for s in row], all(s.top[0][0] == s.token for s in row))
+            for row in found
+        ]
+        return scores if many else scores[0]
+
+    def _pair(self, text: Any, name: str) -> tuple[list[int], list[int]]:
+        """The ids before those to be scored, and those. A prompt and what follows are tokenised as one text."""
+        tokenizer = self._require_tokenizer()
+        prompt, rest = text if isinstance(text, tuple) and len(text) == 2 else ("", text)
+        for part in (prompt, rest):
+            require_type(part, str, name, "text, or a pair (prompt, continuation)")
+        before, whole = tokenizer.encode(prompt), tokenizer.encode(prompt + rest)
+        n_before = next((i for i, (a, b) in enumerate(zip(before, whole, strict=False)) if a != b), len(before))
+        return (whole[:n_before], whole[n_before:]) if n_before else ([self._first_token], whole)
+
+    def embeddings(
+        self,
+        texts: str | Sequence[str],
+        pooling: Literal["mean", "last"] = "mean",
+        normalize: bool = True,
+        batch_size: int = 8,
+    ) -> Tensor:
+        """One vector for each text, from what the model's head reads. No prompt style is applied.
+
+        Args:
+            texts: a text or a list of them.
+            pooling: the mean over all tokens, or the last one's, which has seen all the others.
+            normalize: to length 1, so that a product is a cosine.
+            batch_size: texts that are worked on together.
+
+        Returns:
+            (n_embd,) for a text, (N, n_embd) for a list; fp32, on the CPU.
+        """
+        _require_choice("pooling", pooling, ("mean", "last"))
+        _require_at_least(1, batch_size=batch_size)
+        many = isinstance(texts, (list, tuple))
+        rows = [
+            self._tokens(text, f"texts[{i}]" if many else "texts") for i, text in enumerate(texts if many else [texts])
+        ]
+        vectors = torch.empty(len(rows), self.config.n_embd)
+        by_length = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+        for start in range(0, len(rows), batch_size):
+            batch = by_length[start : start + batch_size]
+            for i, hidden in zip(batch, self._hidden([rows[i] for i in batch]), strict=True):
+                vectors[i] = hidden.mean(0) if pooling == "mean" else hidden[-1]
+        if normalize:
+            vectors = F.normalize(vectors, dim=-1)
+        return vectors if many else vectors[0]
+
+    def _tokens(self, text: Any, name: str) -> list[int]:
+        require_type(text, str, name, "text")
+        ids = self._require_tokenizer().encode(text) or [self._first_token]
+        if len(ids) > self.config.block_size:
+            limit = self.config.block_size
+            raise InputError(f"{name} has {len(ids)} tokens, more than the model's context of {limit}; shorten it")
+        return ids
+
+    @torch.no_grad()
+    def _hidden(self, rows: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+        """What the head reads: (T, n_embd) fp32 of each row of ids."""
+        from litgpt.generate.answers import evaluating
+
+        model, longest = self._placed, max(map(len, rows))
+        idx, documents = torch.zeros(len(rows), longest, dtype=torch.int64), torch.full((len(rows), longest), -1)
+        for i, row in enumerate(rows):
+            idx[i, : len(row)], documents[i, : len(row)] = torch.tensor(row), 0
+        ragged = any(len(row) < longest for row in rows)
+        with self._decoding.lock, evaluating(model):
+            hidden = model.hidden(idx.to(self.device), doc_ids=documents.to(self.device) if ragged else None)
+        return iter([states[: len(row)].float().cpu() for states, row in zip(hidden, rows, strict=True)])
+
+    # -- training by the commands
+
+    def finetune(
+        self,
+        data: DataModule | str | Path | Sequence[Mapping[str, Any]],
+        method: Literal["lora", "full", "adapter", "adapter_v2"] = "lora",
+        out_dir: str | Path | None = None,
+        **options: Any,
+    ) -> Path:
+        """Finetune as `litgpt finetune_<method>` does; afterwards this object is the finetuned model.
+
+        Args:
+            data: a data module, the path of a file (JSON, JSONL, CSV, Parquet), or a list of records.
+            method: what trains.
+            out_dir: where checkpoints, metrics and the result go; None: out/finetune/<method>. Weights that lie in no
+                directory, since they are random or were trained here, are saved first, to `<out_dir>-base`.
+            options: those of the command, such as `lora_r=16`, `train={"max_steps": 100}` or `train=TrainArgs(...)`.
+
+        Returns:
+            The directory of the result, `out_dir/final`.
+        """
+        _require_choice("method", method, METHODS)
+        setup = importlib.import_module(f"litgpt.finetune.{method}").setup
+        out_dir = Path(out_dir or f"out/finetune/{method}").resolve()
+        source = self._source(out_dir)
+        if out_dir in source.resolve().parents:
+            raise InputError(f"out_dir {out_dir} holds the model that is finetuned ({source}); give another one")
+        if self.placement.quantize is not None:
+            options = {"quantize": self.placement.quantize, **options}
+        arguments = _arguments(setup, {"checkpoint_dir": source, "out_dir": out_dir, **options})
+        self._describe_from(source)
+        self.model = None  # the training has a model of its own; this one is in files
+        try:
+            setup(**{**arguments, "data": _data_module(data)})
+            self._describe_from(out_dir / "final")
+        finally:
+            self._place(self.placement)
+        return out_dir / "final"
+
+    def _source(self, out_dir: Path) -> Path:
+        """A directory that holds the weights as they are now."""
+        if self.checkpoint_dir is not None and (self.model is None or self._is_as_in_files()):
+            return self.checkpoint_dir
+        return self.save(out_dir.with_name(f"{out_dir.name}-base"))
+
+    def _describe_from(self, directory: Path) -> None:
+        self._describe(_config_of(directory, directory), _tokenizer(None, directory), None, directory)
+
+    # -- saving
+
+    def save(
+        self,
+        out_dir: str | Path | None = None,
+        prompt_style: str | PromptStyle | None = None,
+        *,
+        overwrite: bool = False,
+    ) -> Path:
+        """Write a Hugging Face directory, whole or not at all: for `LLM.load`, every command and `transformers`.
+
+        Args:
+            out_dir: where; the directory that this model was loaded from or saved to is replaced, any other that is not
+                empty is refused.
+            prompt_style: a style to keep with the model, instead of its own.
+            overwrite: replace whatever `out_dir` holds.
+        """
+        from litgpt import adapters, checkpoint, prompts
+
+        if out_dir is None:
+            raise InputError("out_dir is missing; give the directory to write")
+        if self.placement.quantize is not None:
+            raise InputError(
+                f"a model in {self.placement.quantize} is not saved; load it without quantize, then save it"
+            )
+        target = Path(out_dir).resolve()
+        is_own = target in self._saved or (self.checkpoint_dir is not None and target == self.checkpoint_dir.resolve())
+        adapter = None if self.checkpoint_dir is None else adapters.find(self.checkpoint_dir)
+        if adapter is not None and adapter.method != "lora":
+            raise InputError(f"a model with {adapter.method} is no whole model; copy {adapter.home} instead")
+        style = prompts.from_name(prompt_style) if isinstance(prompt_style, str) else prompt_style or self._own_style
+        checkpoint.write(
+            target,
+            self.config,
+            self._placed,
+            tokenizer_dir=None if self.tokenizer is None else self.tokenizer.dir,
+            prompt_style=style,
+            extra=partial(_keep_others, target) if is_own else None,
+            overwrite=overwrite or is_own,
+        )
+        self._saved.add(target)
+        return target
+
+
+# What a finetuning is asked for ---------------------------------------------------------------------------------------
+
+
+def _arguments(setup: Callable[..., None], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The command's arguments, as a recipe would give them: checked, mappings laid over the command's own defaults."""
+    from litgpt import legacy, parser, signature
+    from litgpt.args import plain
+    from litgpt.recipe import Given, Recipe, leaves
+    from litgpt.request import Request
+
+    table = signature.read(setup)
+    objects = {name: value for name, value in options.items() if name in table.groups and is_dataclass(value)}
+    recipe: Recipe = {}
+    for name, value in options.items():
+        if name not in objects:
+            key = (name, "class_path") if name in table.choices and isinstance(value, str) else (name,)
+            recipe.update(leaves(key, Given(plain(value), "llm.finetune", 0)))
+    for warning in legacy.rewrite(recipe, table.names):
+        print(f"warning: {warning}", file=sys.stderr)
+    return parser.arguments(table, Request(recipe, [], wants_help=False, wants_config=False)) | objects
+
+
+def _data_module(data: Any) -> DataModule:
+    from litgpt.data.base import DataModule
+    from litgpt.data.json_files import JSON
+    from litgpt.data.rows_at_hand import RowsAtHand
+
+    if isinstance(data, DataModule):
+        return data
+    if isinstance(data, (str, Path)):
+        return JSON(Path(data))
+    require_type(data, (list, tuple), "data", "a data module, the path of a file, or a list of records")
+    return RowsAtHand(data)
+
+
+# What `load` and `save` are made of -----------------------------------------------------------------------------------
+
+_SMALLER = "choose a smaller model, a lower precision, or quantize"
+
+
+def _path(model: Any) -> str | Path:
+    require_type(model, (str, Path), "model", "a checkpoint directory or a model's name")
+    return model
+
+
+def _config_of(model: Any, directory: Path | None) -> Config:
+    """The config of a checkpoint, or where there is none of what is named."""
+    from litgpt.config import Config
+
+    if isinstance(model, Config) and directory is None:
+        return model
+    place = directory or _existing(model)
+    return Config.from_name(str(_path(model))) if place is None else Config.from_checkpoint(_base_of(place))
+
+
+def _base_of(directory: Path) -> Path:
+    """The directory that describes the model: this one, or that of the model an adapter is for."""
+    from litgpt import adapters
+
+    adapter = adapters.find(directory)
+    return directory if adapter is None else adapter.find_base()
+
+
+def _existing(model: Any) -> Path | None:
+    """A directory that lies here under this name, for a random model."""
+    from litgpt.checkpoint import find
+
+    try:
+        return find(model) if isinstance(model, (str, Path)) else None
+    except MissingError:
+        return None
+
+
+def _tokenizer(given: str | Path | None, directory: Path | None) -> Tokenizer | None:
+    """The tokenizer that was given, else the directory's, if it has one."""
+    from litgpt.tokenizer import Tokenizer
+
+    if given is not None:
+        return Tokenizer(given)
+    for place in () if directory is None else (directory, _base_of(directory)):
+        try:
+            return Tokenizer(place)
+        except MissingError:  # a model without text, perhaps: whoever needs one will be told
+            continue
+    return None
+
+
+def _device(name: str | torch.device) -> torch.device:
+    """A device that is there."""
+    from litgpt.launch import machine
+
+    present = machine(1).accelerator
+    name = {"auto": present, "gpu": "cuda"}.get(str(name), name)
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"device {shown(str(name))} is not known; give cpu, cuda, cuda:1, mps or auto") from None
+    count = torch.cuda.device_count() if device.type == "cuda" else 1
+    if device.type not in ("cpu", present) or (device.index or 0) >= count:
+        raise InputError(f"device {device} is not there; this host has {count if present == 'cuda' else ''} {present}")
+    return device
+
+
+def _dtype(precision: str | None) -> torch.dtype | None:
+    from litgpt.generate.session import dtype_of
+
+    return None if precision is None else dtype_of(precision)
+
+
+def _free_memory(device: torch.device) -> int:
+    from litgpt.estimate import available_memory
+
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
+
+
+def _require_one_device(devices: int | str, strategy: str | None) -> None:
+    """Several devices and their strategies: refused with a reason, never ignored."""
+    _require_choice("generate_strategy", strategy, (None, *STRATEGIES))
+    if strategy is not None:
+        raise InputError(f"generate_strategy '{strategy}' is not in this version yet; leave it out")
+    if devices not in ("auto", 1):
+        names = " or ".join(STRATEGIES)
+        raise InputError(f"devices is {shown(devices)}; several devices need a generate_strategy, {names}")
+
+
+def _require_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
+    if value not in choices:
+        words = ", ".join(str(choice) for choice in choices)
+        near = near_miss(str(value), [choice for choice in choices if choice])
+        raise InputError(f"{name} is {shown(value)}; it is one of {words}{near}")
+
+
+def _require_at_least(least: int, **numbers: Any) -> None:
+    for name, number in numbers.items():
+        require_type(number, int, name, "a whole number")
+        if number < least:
+            raise InputError(f"{name} is {number}; it must be {least} or more")
+
+
+def _add_model_to_names(llm: torch.nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """The names that `LLM.state_dict` gives, as torch looks for them: below `model.`"""
+    inner = f"{prefix}model."
+    for name in [name for name in state_dict if name.startswith(prefix) and not name.startswith(inner)]:
+        state_dict[inner + name.removeprefix(prefix)] = state_dict.pop(name)
+
+
+def _keep_others(old: Path, new: Path) -> None:
+    """What lies beside a model, such as its licence, stays when the model is saved over itself."""
+    for file in old.iterdir():
+        is_model = file.name.endswith(MODEL_FILES) or file.name in DESCRIPTIONS
+        if file.is_file() and not is_model and not (new / file.name).exists():
+            shutil.copyfile(file, new / file.name)
+
+
+def mean_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """The mean over the targets (B, T) that are not -100, of logits (B, T, V); 0 where none is."""
+    total = F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), reduction="sum", ignore_index=-100)
+    return total / (targets != -100).sum().clamp(min=1)
