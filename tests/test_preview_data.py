@@ -107,3 +107,10 @@ def test_a_preview_of_parts_that_are_files_loads_no_torch(model, tmp_path):
     arguments = ["preview_data", str(model), "--data", "JSON", "--data.json_path", str(tmp_path)]
     code = f"import sys; from litgpt import cli; assert not cli.main({arguments!r}); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True).returncode == 0
+
+
+def test_help_has_the_words_of_options_that_all_finetuning_data_has(capsys):
+    assert cli.main(["preview_data", "--data", "JSON", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert "--data.packing true|false       Lay several records into one row" in out
+    assert "--data.prompt_style TEXT  " in out
