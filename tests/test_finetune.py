@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from litgpt import adapters, checkpoint
+from litgpt import adapters
 from litgpt.errors import DivergedError, InputError
 from tests.makers import runs
 
@@ -42,9 +41,10 @@ def logits(directory: Path) -> torch.Tensor:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_loss_falls_and_the_result_is_a_model(method: str, finished: dict[str, Path], folder: Path) -> None:
-    losses = [float(row["loss"]) for row in runs.losses(finished[method])]
-    assert len(losses) == runs.STEPS
-    assert sum(losses[-3:]) < sum(losses[:3])
+    rows = runs.losses(finished[method])
+    assert len(rows) == runs.STEPS
+    validated = [float(row["val_loss"]) for row in rows if row["val_loss"]]
+    assert validated == sorted(validated, reverse=True)
     changed = logits(finished[method] / "final") - logits(folder / "base")
     assert changed.abs().max() > 1e-3
 
@@ -232,5 +232,8 @@ def test_a_script_may_call_a_command_with_any_argv(
 
 def test_a_base_in_4_bits_is_finetuned(folder: Path, tmp_path: Path) -> None:
     out_dir = runs.run(folder, tmp_path / "run", method="lora", quantize="bnb.nf4", train={"max_steps": 3})
-    assert checkpoint.open_(out_dir / "final").config.n_layer == 2
-    assert json.loads((out_dir / "final" / "adapter" / "adapter_config.json").read_text())["r"] == 8
+    assert (logits(out_dir / "final") - logits(folder / "base")).abs().max() > 1e-3
+    quantized = adapters.load_model(out_dir / "final" / "adapter", quantize="bnb.nf4")
+    with torch.no_grad():
+        apart = quantized(torch.arange(20).view(1, -1))
+    torch.testing.assert_close(apart, logits(out_dir / "final"), rtol=1e-3, atol=1e-3)

@@ -47,7 +47,8 @@ def finetuning_material(folder: Path) -> dict[str, Any]:
     base, records = folder / "base", folder / "records.json"
     if not base.is_dir():
         train_tiny_tokenizer(folder / "tokenizer", 96)
-        make_hf_checkpoint(base, MODEL, tokenizer_dir=folder / "tokenizer")
+        model = shrunk(MODEL, n_layer=3)  # of which LLaMA-Adapter leaves the first two alone
+        make_hf_checkpoint(base, model, tokenizer_dir=folder / "tokenizer")
         records.write_text(json.dumps(made_records(24)))
     return {"checkpoint_dir": base, "data": JSON(records, val_split_fraction=0.2, prompt_style="default")}
 
