@@ -2,14 +2,16 @@
 
 A quantized linear answers as a linear with its `weight` would, the weight rounded to what the bits can say. The weight
 itself never trains; gradients pass through to the input, so that LoRA can stand on it. The numbers are those of
-bitsandbytes; the tests hold both against the packages themselves.
+bitsandbytes and torchao, which the tests hold them against; the kernels are whichever is fastest on the device.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from types import ModuleType
 from typing import Any, cast
@@ -22,9 +24,13 @@ from typing_extensions import Self
 
 from litgpt.errors import InputError, extra_missing, near_miss
 from litgpt.model import GPT
+from litgpt.weights import EMBEDDING, HEAD
 
 BLOCK, ABSMAX_BLOCK = 64, 256  # weights that share a factor; factors that share one in the "-dq" modes
+GROUPS = (128, 64, 32)  # weights that share a factor in torchao.int4: the largest that divides a row
+OUTLIER = 6.0  # activations from here on are not rounded in LLM.int8() on a GPU (Dettmers et al. 2022)
 _AT_ONCE = 1 << 18  # elements whose codes are found together: what fits into the cache
+_MOST_COLUMNS = 65_000  # a row of products of two bytes still sums up in 32 bits
 
 # ------------------------------------------------------------------------------------------------------ any of them
 
@@ -131,7 +137,8 @@ class Linear4bit(QuantizedLinear):
         self.register_buffer("absmax", absmax)
 
     def dequantize(self, dtype: torch.dtype) -> Tensor:
-        return _bitsandbytes().functional.dequantize_4bit(self.codes, self._state(dtype))
+        exact = dtype if dtype.itemsize <= 4 else torch.float32  # the package knows no doubles
+        return _bitsandbytes().functional.dequantize_4bit(self.codes, self._state(exact)).to(dtype)
 
     def product(self, x: Tensor) -> Tensor:
         if x.device.type != "cuda":
@@ -196,8 +203,9 @@ def _quantize_part(flat: Tensor, kind: str) -> tuple[Tensor, Tensor]:
 
 @lru_cache
 def _bitsandbytes() -> ModuleType:
-    # it complains, once imported, of a package of kernels that it does not need
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    # it complains of a package of kernels that it does not need, and of each cast to fp16
+    for noisy in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
     try:
         import bitsandbytes
     except ImportError:
@@ -205,51 +213,319 @@ def _bitsandbytes() -> ModuleType:
     return bitsandbytes
 
 
+# ------------------------------------------------------------------------------------------------------ 8 and 4 bits
+
+
+class PackedLinear(QuantizedLinear):
+    """Whole numbers times factors, laid out as the kernel of the device wants them.
+
+    Where there is no such kernel they stay as they are, in `codes`. Either can be worked out from the other.
+    """
+
+    codes: Tensor | None
+    packed: Tensor | None  # no buffer: what oneDNN packs can be neither copied nor saved
+
+    def __init__(self, weight: Tensor, bias: nn.Parameter | None) -> None:
+        super().__init__(weight, bias)
+        self.packed = None
+        self.register_buffer("codes", self.encode(weight))
+        self._pack()
+
+    @abstractmethod
+    def encode(self, weight: Tensor) -> Tensor:
+        """The codes of a weight (out, in); registers the factors."""
+
+    @abstractmethod
+    def pack(self, codes: Tensor) -> Tensor | None:
+        """The codes as a kernel wants them; None: there is none."""
+
+    @abstractmethod
+    def unpack(self, packed: Tensor) -> Tensor:
+        """The codes again."""
+
+    def plain(self) -> Tensor:
+        if self.packed is not None:
+            return self.unpack(self.packed)
+        assert self.codes is not None
+        return self.codes
+
+    def _pack(self) -> None:
+        assert self.codes is not None
+        self.packed = self.pack(self.codes) if self.codes.device.type == "cpu" else None
+        self.codes = self.codes if self.packed is None else None
+
+    def _unpack(self) -> None:
+        self.codes, self.packed = self.plain(), None
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        moves = fn(self.compute).device != self.compute.device
+        if moves:
+            self._unpack()
+        super()._apply(fn, recurse)
+        if moves:
+            self._pack()
+        return self
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[f"{prefix}codes"] = self.plain()
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        self._unpack()
+        super()._load_from_state_dict(*args)  # type: ignore[no-untyped-call]
+        self._pack()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "packed": None, "_buffers": {**self._buffers, "codes": self.plain()}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._pack()
+
+
+class Linear8bit(PackedLinear):
+    """A byte a weight, times a factor of its row.
+
+    On a CPU that multiplies bytes, activations are taken as numbers of two digits in base 256, and both digits are
+    multiplied as whole numbers: no less exact than a product in bf16, and faster, as half the memory is read.
+
+    Args:
+        levels: what a row's largest magnitude is divided by. torchao: 127.5, and -128 is used; bitsandbytes: 127.
+        in_half: round to fp16 first, as bitsandbytes does.
+    """
+
+    scale: Tensor  # (out,) fp32
+
+    def __init__(self, weight: Tensor, bias: nn.Parameter | None, *, levels: float, in_half: bool = False) -> None:
+        self.levels, self.in_half = levels, in_half
+        super().__init__(weight, bias)
+
+    def encode(self, weight: Tensor) -> Tensor:
+        codes = torch.empty_like(weight, dtype=torch.int8)
+        scale = torch.empty(len(weight), dtype=torch.float32, device=weight.device)
+        at_once = max(1, _AT_ONCE // self.in_features)
+        for rows, into, factors in zip(*(t.split(at_once) for t in (weight, codes, scale)), strict=True):
+            exact = (rows.half() if self.in_half else rows).float()
+            factors.copy_(exact.abs().amax(dim=1) / self.levels).clamp_(min=torch.finfo(torch.float32).eps)
+            into.copy_((exact * (1 / factors).unsqueeze(1)).round_().clamp_(-128, 127))
+        self.register_buffer("scale", scale)
+        return codes
+
+    def pack(self, codes: Tensor) -> Tensor | None:
+        if self.in_features > _MOST_COLUMNS or not multiplies_bytes():
+            return None
+        return torch.ops.onednn.qlinear_prepack(codes, None)
+
+    def unpack(self, packed: Tensor) -> Tensor:
+        return packed.to_dense().t().contiguous()
+
+    def dequantize(self, dtype: torch.dtype) -> Tensor:
+        return (self.plain() * self.scale.unsqueeze(1)).to(dtype)
+
+    def product(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, self.in_features)
+        if self.packed is not None:
+            y = _times_bytes(rows, self.packed, self.scale)
+        else:
+            assert self.codes is not None
+            y = self._times_codes(rows, self.codes)
+        if self.bias is not None:
+            y = y + self.bias.to(y.dtype)
+        return y.to(x.dtype).view(*x.shape[:-1], self.out_features)
+
+    def _times_codes(self, rows: Tensor, codes: Tensor) -> Tensor:
+        if rows.device.type == "cuda" and self.in_half:
+            return self._llm_int8(rows, codes)
+        if rows.device.type == "cpu" and rows.dtype == torch.bfloat16 and len(rows) <= 4:
+            return torch.ops.aten._weight_int8pack_mm(rows, codes, self.scale.to(rows.dtype))
+        return F.linear(rows, codes.to(rows.dtype)) * self.scale.to(rows.dtype)
+
+    def _llm_int8(self, rows: Tensor, codes: Tensor) -> Tensor:
+        """Bytes times bytes, but for columns with outliers (LLM.int8(), Dettmers et al. 2022)."""
+        bnb = _bitsandbytes()
+        state = bnb.MatmulLtState()
+        state.CB, state.SCB, state.has_fp16_weights, state.is_training = codes, self.scale * self.levels, False, False
+        return bnb.matmul(rows, codes, state=state, threshold=OUTLIER)
+
+
+def _times_bytes(rows: Tensor, packed: Tensor, scale: Tensor) -> Tensor:
+    """rows (M, K) times packed codes (N, K) with their factors (N,), in fp32.
+
+    v = x * 32512 / max|x|, rounded, is 256 high + low with both digits in -128..127. In v + 32896 they are its two
+    bytes, each 128 more than the digit: what the kernel takes as a byte whose zero is 128.
+    """
+    largest = rows.abs().amax(dim=1, keepdim=True).float().clamp_(min=1e-30)
+    numbers = (rows * (32512 / largest)).add_(32896.5).to(torch.uint16)
+    digits = numbers.view(torch.uint8).view(*rows.shape, 2).permute(2, 0, 1).flatten(0, 1)  # low ones, then high ones
+    zero = torch.zeros_like(scale, dtype=torch.int32)
+    y = torch.ops.onednn.qlinear_pointwise(
+        digits, 1.0, 128, packed, scale, zero, None, 1.0, 0, torch.float32, "none", [], ""
+    )
+    low, high = y.split(len(rows))
+    return low.add_(high, alpha=256).mul_(largest / 32512)
+
+
+@lru_cache
+def multiplies_bytes() -> bool:
+    """Whether this CPU has instructions for it and this torch the kernel, tried on numbers whose product is known."""
+    try:
+        if not torch.cpu._is_vnni_supported():
+            return False
+        codes = torch.arange(-40, 40, dtype=torch.int8).view(16, 5)
+        x = torch.tensor([[1.0, -2.0, 0.5, 0.25, 4.0]])
+        got = _times_bytes(x, torch.ops.onednn.qlinear_prepack(codes, None), torch.ones(16))
+        return torch.allclose(got, F.linear(x, codes.float()), rtol=1e-3, atol=1e-2)
+    except (AttributeError, RuntimeError, NotImplementedError, TypeError):
+        return False
+
+
+class Linear4bitGroups(PackedLinear):
+    """Two weights a byte, each one of 16 even steps between the smallest and the largest of its group in a row."""
+
+    scale_and_zero: Tensor  # (groups of a row, out, 2): weight = (code - 8) scale + zero
+
+    def __init__(self, weight: Tensor, bias: nn.Parameter | None, *, group: int) -> None:
+        self.group = group
+        super().__init__(weight, bias)
+
+    def encode(self, weight: Tensor) -> Tensor:
+        codes = torch.empty(len(weight), self.in_features // 2, dtype=torch.uint8, device=weight.device)
+        parts = []
+        at_once = max(1, _AT_ONCE // self.in_features)
+        for rows, into in zip(weight.split(at_once), codes.split(at_once), strict=True):
+            grouped = rows.float().unflatten(1, (-1, self.group))  # (rows, groups, group)
+            low, high = grouped.aminmax(dim=2, keepdim=True)
+            scale = ((high - low) / 15).clamp_(min=1e-6).to(weight.dtype).float()
+            zero = (low + 8 * scale).to(weight.dtype).float()
+            steps = ((grouped - (zero - 8 * scale)) / scale).round_().clamp_(0, 15).flatten(1).to(torch.uint8)
+            into.copy_((steps[:, ::2] << 4) | steps[:, 1::2])
+            parts.append(torch.cat((scale, zero), dim=2).to(weight.dtype))
+        self.register_buffer("scale_and_zero", torch.cat(parts).transpose(0, 1).contiguous())
+        return codes
+
+    def pack(self, codes: Tensor) -> Tensor | None:
+        steps = _nibbles(codes).int()
+        return torch.ops.aten._convert_weight_to_int4pack_for_cpu(steps, 1)
+
+    def unpack(self, packed: Tensor) -> Tensor:
+        """The kernel's own layout is not ours to know: unit rows times it are the codes, with factors of one."""
+        factors = torch.zeros(self.in_features // self.group, self.out_features, 2)
+        factors[..., 0] = 1
+        columns = torch.eye(self.in_features).split(256)
+        products = [torch.ops.aten._weight_int4pack_mm_for_cpu(c, packed, self.group, factors) for c in columns]
+        steps = (torch.cat(products).t() + 8).round_().to(torch.uint8)
+        return (steps[:, ::2] << 4) | steps[:, 1::2]
+
+    def dequantize(self, dtype: torch.dtype) -> Tensor:
+        steps = _nibbles(self.plain()).unflatten(1, (-1, self.group))
+        scale, zero = self.scale_and_zero.float().transpose(0, 1).split(1, dim=2)
+        return ((steps.float() - 8) * scale + zero).flatten(1).to(dtype)
+
+    def product(self, x: Tensor) -> Tensor:
+        if self.packed is None:
+            return super().product(x)
+        rows, factors = x.reshape(-1, self.in_features), self.scale_and_zero.to(x.dtype)
+        y = torch.ops.aten._weight_int4pack_mm_for_cpu(rows.contiguous(), self.packed, self.group, factors)
+        if self.bias is not None:
+            y = y + self.bias.to(y.dtype)
+        return y.view(*x.shape[:-1], self.out_features)
+
+
+def _nibbles(codes: Tensor) -> Tensor:
+    """(out, in / 2) bytes -> (out, in) numbers from 0 to 15."""
+    return torch.stack((codes >> 4, codes & 15), dim=2).flatten(1)
+
+
+def _int4(weight: Tensor, bias: nn.Parameter | None) -> QuantizedLinear:
+    """In groups where they divide a row and the kernels take the rows, else in 8 bits."""
+    group = next((group for group in GROUPS if weight.size(1) % group == 0), None)
+    if group is None or weight.size(0) % 16:
+        return _int8(weight, bias)
+    return Linear4bitGroups(weight, bias, group=group)
+
+
+def _int8(weight: Tensor, bias: nn.Parameter | None) -> QuantizedLinear:
+    return Linear8bit(weight, bias, levels=127.5)
+
+
 # -------------------------------------------------------------------------------------------------------------- modes
 
+Make = Callable[[Tensor, nn.Parameter | None], QuantizedLinear]
 
-MODES: dict[str, Callable[[Tensor, nn.Parameter | None], QuantizedLinear]] = {
-    "bnb.nf4": partial(Linear4bit, kind="nf4", nested=False),
-    "bnb.nf4-dq": partial(Linear4bit, kind="nf4", nested=True),
-    "bnb.fp4": partial(Linear4bit, kind="fp4", nested=False),
-    "bnb.fp4-dq": partial(Linear4bit, kind="fp4", nested=True),
+
+@dataclass(frozen=True)
+class Mode:
+    """A way to quantize a model."""
+
+    make: Make
+    package: str | None = None  # that has to be installed
+    trains: bool = False  # adapters may be trained on it
+    head: Make | None = None  # for the head; None: it stays as it is
+
+
+_LLM_INT8 = partial(Linear8bit, levels=127.0, in_half=True)
+MODES: Mapping[str, Mode] = {
+    "bnb.nf4": Mode(partial(Linear4bit, kind="nf4", nested=False), "bitsandbytes", trains=True),
+    "bnb.nf4-dq": Mode(partial(Linear4bit, kind="nf4", nested=True), "bitsandbytes", trains=True),
+    "bnb.fp4": Mode(partial(Linear4bit, kind="fp4", nested=False), "bitsandbytes", trains=True),
+    "bnb.fp4-dq": Mode(partial(Linear4bit, kind="fp4", nested=True), "bitsandbytes", trains=True),
+    "bnb.int8": Mode(_LLM_INT8, "bitsandbytes"),
+    "bnb.int8-training": Mode(_LLM_INT8, "bitsandbytes", trains=True),
+    "torchao.int8": Mode(_int8, head=_int8),
+    "torchao.int4": Mode(_int4, head=_int8),
 }
 
 
-def require_mode(mode: str) -> None:
-    """Refuse what is not a mode, and one whose package is not installed."""
+def require_mode(mode: str, *, training: bool = False) -> None:
+    """Refuse what is not a mode, one whose package is not installed, and for training one that is for inference."""
     if mode not in MODES:
         raise InputError(f"quantize '{mode}' is not known; it is one of {', '.join(MODES)}{near_miss(mode, MODES)}")
-    _bitsandbytes()
+    if training and not MODES[mode].trains:
+        able = [name for name in MODES if MODES[name].trains]
+        hint = f"{mode}-training" if f"{mode}-training" in MODES else "bnb.nf4"
+        raise InputError(
+            f"quantize '{mode}' is for inference; for training it is one of {', '.join(able)}; did you mean '{hint}'?"
+        )
+    package = MODES[mode].package
+    if package is not None and importlib.util.find_spec(package) is None:
+        raise extra_missing(package, "quantize")
 
 
 class Quantizer:
     """Swaps linears of a model that is being read, as soon as the weight of each is there.
 
     The linears of the blocks: those of attention, MLPs and experts. Not the embedding, norms and routers, which are
-    small or feel every bit, and not the head, as in `transformers`: an adapter made there stands on the same base here.
+    small or feel every bit. Not the head with bitsandbytes, as in `transformers`: an adapter made there stands on the
+    same base here. With torchao's modes the head is in 8 bits, a copy where it is tied: much of a small model is there.
     """
 
     def __init__(self, model: GPT, mode: str) -> None:
         require_mode(mode)
-        self.model, self.mode = model, mode
-        self.targets = {f"{name}.weight": name for name, _ in linears(model)}
+        self.model, self.mode = model, MODES[mode]
+        self.targets = {f"{name}.weight": (name, self.mode.make) for name, _ in linears(model)}
+        if self.mode.head is not None:
+            self.targets[EMBEDDING if model.config.tie_embeddings else HEAD] = ("lm_head", self.mode.head)
 
-    def takes(self, name: str) -> bool:
-        """Whether this tensor of the state dict is to be quantized."""
-        return name in self.targets
-
-    def swap(self, name: str, weight: Tensor) -> dict[str, Tensor]:
-        """Quantize it where it lies, put the new linear in its place, and return what is now in the state dict."""
-        path = self.targets[name]
+    def take(self, name: str, weight: Tensor) -> dict[str, Tensor]:
+        """What of this tensor goes into the state dict; a weight that is to be quantized is, on its own device."""
+        if name not in self.targets:
+            return {name: weight}
+        path, make = self.targets[name]
         bias = self.model.get_submodule(path).bias
-        quantized = MODES[self.mode](weight, cast("nn.Parameter | None", bias))
-        self.model.set_submodule(path, quantized)
-        return {f"{path}.{key}": value for key, value in quantized.state_dict().items() if key != "bias"}
+        self.model.set_submodule(path, make(weight, cast("nn.Parameter | None", bias)))
+        return {name: weight} if name == EMBEDDING else {}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Give the model all tensors that were not quantized; `weights.import_` has seen that they are complete."""
+        left = self.model.load_state_dict(state, strict=False, assign=True)
+        own = {f"{path}." for path, _ in self.targets.values()}
+        strays = [name for name in left.missing_keys if not any(name.startswith(path) for path in own)]
+        assert not strays, strays
+        assert not left.unexpected_keys, left.unexpected_keys
 
 
 def linears(model: GPT) -> Iterator[tuple[str, nn.Linear]]:
-    """Those that are quantized, with their names."""
+    """Those of the blocks, with their names."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and module is not model.lm_head:
             yield name, module

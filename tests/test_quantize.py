@@ -23,7 +23,7 @@ def drawn(shape: tuple[int, ...], dtype: torch.dtype = torch.float32, seed: int 
 
 def quantized(mode: str, weight: torch.Tensor, *, has_bias: bool = False) -> QuantizedLinear:
     bias = nn.Parameter(drawn((len(weight),), weight.dtype, seed=1)) if has_bias else None
-    return MODES[mode](weight, bias)
+    return MODES[mode].make(weight, bias)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
