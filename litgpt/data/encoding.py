@@ -42,14 +42,13 @@ class Encoder:
 
     def encode(self, records: Sequence[Record], what: str = "tokenizing") -> Samples:
         """All records, in order. InputError, which names the record, where the style cannot write one."""
-        bar = Bar(len(records), what, delay=SECONDS_UNSEEN, shown=_is_first_process())
         rows: list[np.ndarray] = []
         tokens = 0
-        for first in range(0, len(records), AT_A_TIME):
-            rows += self._rows(records[first : first + AT_A_TIME])
-            tokens += sum(map(len, rows[first:]))
-            bar.at(len(rows), f"{quantity(tokens)} tokens")
-        bar.close()
+        with Bar(len(records), what, delay=SECONDS_UNSEEN, shown=_is_first_process()) as bar:
+            for first in range(0, len(records), AT_A_TIME):
+                rows += self._rows(records[first : first + AT_A_TIME])
+                tokens += sum(map(len, rows[first:]))
+                bar.at(len(rows), f"{quantity(tokens)} tokens")
         return Samples.joined(rows)
 
     def prompt(self, record: Record) -> tuple[list[int], str, str]:
