@@ -58,7 +58,6 @@ class GPT(nn.Module):
         if self.config.tie_embeddings:
             head = getattr(self.lm_head, "base", self.lm_head)  # what is wrapped around a linear is no part of the tie
             if isinstance(head, nn.Linear):  # a quantized one is a copy
-                if isinstance(head, nn.Linear):  # a quantized one is a copy
                 head.weight = self.wte.weight
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
