@@ -360,6 +360,7 @@ def answer(model: GPT, prompt_ids: list[int], tokenizer_dir: Path, max_new_token
     from litgpt.generate.sampling import Sampling
 
     tokenizer = Tokenizer(tokenizer_dir)
+    prompt_ids = prompt_ids[-(model.config.block_size - 1) :]  # of a long one its end: only an impression is wanted
     room = model.config.block_size - len(prompt_ids)
     was_training = model.training
     model.eval()
@@ -369,7 +370,7 @@ def answer(model: GPT, prompt_ids: list[int], tokenizer_dir: Path, max_new_token
             ids = engine.generate(
                 prompt_ids,
                 Sampling(temperature=0.0),
-                max_new_tokens=max(min(max_new_tokens, room), 0),
+                max_new_tokens=min(max_new_tokens, room),
                 stop=[[i] for i in tokenizer.eos_ids],
             )
             return tokenizer.decode(list(ids))

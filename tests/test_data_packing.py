@@ -172,13 +172,11 @@ def test_what_has_nothing_to_learn_within_the_length_is_left_out():
     assert len(Cut(samples, 4)) == 3
 
 
-def test_the_share_of_padding_is_counted():
+def test_padding_is_a_document_of_its_own_and_packing_leaves_none():
     rows = Cut(ragged([11, 6]), 20)
-    apart, together = loaders(rows, 1, 2, packs=False)[0], loaders(rows, 1, 2, packs=True)[0]
-    assert apart.padding_share() == 0.0
-    apart.step(2), together.step(2)
-    assert apart.padding_share() == pytest.approx(1 - 15 / 20)
-    assert together.padding_share() == 0.0
+    (apart,), (together,) = (loaders(rows, 1, 2, packs=packs)[0].step(2) for packs in (False, True))
+    assert (apart["doc_ids"] == -1).sum() == 20 - 15
+    assert together["ids"].shape == (1, 15)
 
 
 # Loss and gradients ---------------------------------------------------------------------------------------------------

@@ -61,10 +61,6 @@ class StatefulLoader(Protocol):
         """
         ...
 
-    def padding_share(self) -> float:
-        """The share of positions that held nothing, in all that this rank has got."""
-        ...
-
     def state_dict(self) -> dict[str, int]:
         """Where the next step begins, `{"epoch", "sample"}`: counts what was taken, and is the same on all ranks."""
         ...

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from litgpt.data.base import IGNORE, Batch
-from litgpt.data.packing import Cut, MicroBatch, Plan, lay, size
+from litgpt.data.packing import Cut, Plan, lay
 
 Collate = Callable[[Sequence[Any], int], Batch]  # (rows, batch size) -> a batch, its missing rows counting for nothing
 
@@ -81,9 +81,6 @@ class TrainLoader:
         batches = [taken[first : first + self.batch_size] for first in mine]
         return [self.collate([self.rows[i] for i in batch], self.batch_size) for batch in batches]
 
-    def padding_share(self) -> float:
-        return 0.0
-
     def state_dict(self) -> dict[str, int]:
         return self._order.state_dict()
 
@@ -114,22 +111,6 @@ class ValLoader:
             yield self.collate(rows, self.batch_size)
 
 
-class Padding:
-    """How much of what was yielded held nothing."""
-
-    def __init__(self) -> None:
-        self.positions = self.filled = 0
-
-    def add(self, batch: MicroBatch, lengths: Sequence[int]) -> None:
-        positions, filled = size(batch, lengths)
-        self.positions += positions
-        self.filled += filled
-
-    @property
-    def share(self) -> float:
-        return 1 - self.filled / max(self.positions, 1) if self.positions else 0.0
-
-
 Planner = Callable[[Sequence[int]], Plan]  # lengths of the samples of a step -> where they lie
 
 
@@ -145,14 +126,9 @@ class RaggedTrainLoader:
     def __post_init__(self) -> None:
         self.samples = len(self.rows)
         self._order = Order(self.samples, self.seed)
-        self._padding = Padding()
 
     def step(self, samples: int) -> list[Batch]:
-        return list(_laid(self.rows, self._order.take(samples), self.plan, self.rank, self._padding))
-
-    def padding_share(self) -> float:
-        """The share of positions that were padding, in all that this rank has got."""
-        return self._padding.share
+        return list(_laid(self.rows, self._order.take(samples), self.plan, self.rank))
 
     def state_dict(self) -> dict[str, int]:
         return self._order.state_dict()
@@ -177,20 +153,18 @@ class RaggedValLoader:
         return sum(len(self.plan(self.rows.positions[chosen].tolist())[self.rank]) for chosen in self._chunks())
 
     def __iter__(self) -> Iterator[Batch]:
-        padding = Padding()
         for chosen in self._chunks():
-            yield from _laid(self.rows, chosen, self.plan, self.rank, padding)
+            yield from _laid(self.rows, chosen, self.plan, self.rank)
 
     def _chunks(self) -> list[list[int]]:
         everything = range(self.samples)
         return [list(everything[first : first + self.at_a_time]) for first in everything[:: self.at_a_time]]
 
 
-def _laid(samples: Cut, chosen: Sequence[int], plan: Planner, rank: int, padding: Padding) -> Iterator[Batch]:
+def _laid(samples: Cut, chosen: Sequence[int], plan: Planner, rank: int) -> Iterator[Batch]:
     """This rank's micro-batches of the chosen samples."""
     lengths = samples.positions[chosen].tolist()
     for batch in plan(lengths)[rank]:
-        padding.add(batch, lengths)
         arrays = lay([[samples[chosen[i]] for i in row] for row in batch])
         yield cast(Batch, {name: torch.from_numpy(array) for name, array in arrays.items()})
 
