@@ -242,7 +242,8 @@ class Job:
 
         assert self.ready is not None
         samples = self.ready.train_dataloader().samples
-        limits = self.train.step_limits(self.seq_length, samples)
+        sample_tokens = round(self.ready.row_tokens() or self.seq_length)
+        limits = self.train.step_limits(max(sample_tokens, 1), samples)
         steps = min(limits.values(), default=0)
         epoch_steps = max(samples // self.train.global_batch_size, 1)
         return Schedule(steps, self.train.warmup_steps(steps or None, epoch_steps), self.train.min_lr)
