@@ -103,11 +103,45 @@ def machine(devices: int | str = "auto", num_nodes: int = 1) -> Machine:
             "with torchrun or srun, or set MASTER_ADDR, MASTER_PORT and NODE_RANK"
         )
     kind, present = _present()
+    if (launcher := _launcher()) is not None:
+        return _as_started(launcher, kind, devices, num_nodes)
     if devices == "auto":
         return Machine(kind, present if kind == "cuda" else 1, num_nodes)
     if not str(devices).isdecimal() or not 1 <= int(devices) <= present:
         raise InputError(f"devices is {devices}, but this host has {present} ({kind}); give 1 to {present}, or auto")
     return Machine(kind, int(devices), num_nodes)
+
+
+@dataclass(frozen=True)
+class _Launcher:
+    """What started this process and its like, one per device."""
+
+    name: str
+    here: int  # processes on this host
+    hosts: int
+
+
+def _launcher() -> _Launcher | None:
+    """Who started several processes already; None where that is for us to do."""
+    number = {name: int(value) for name, value in os.environ.items() if name in _COUNTS and value.isdecimal()}
+    if "LOCAL_RANK" in os.environ and (here := number.get("LOCAL_WORLD_SIZE")):
+        return _Launcher("torchrun", here, number.get("WORLD_SIZE", here) // here)
+    tasks, hosts = number.get("SLURM_STEP_NUM_TASKS", 1), number.get("SLURM_STEP_NUM_NODES", 1)
+    return _Launcher("srun", tasks // hosts, hosts) if tasks > 1 else None
+
+
+_COUNTS = ("LOCAL_WORLD_SIZE", "WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_NUM_NODES")
+
+
+def _as_started(by: _Launcher, kind: str, devices: int | str, num_nodes: int) -> Machine:
+    """The machine that the processes there are make up: otherwise each of them would do the whole run."""
+    if devices != "auto" and str(devices) != str(by.here):
+        raise InputError(
+            f"devices is {devices}, but {by.name} started {by.here} processes on this host; give --devices {by.here}"
+        )
+    if num_nodes != by.hosts:
+        raise InputError(f"num_nodes is {num_nodes}, but {by.name} runs on {by.hosts}; give --num_nodes {by.hosts}")
+    return Machine(kind, by.here, by.hosts)
 
 
 def _knows_other_hosts() -> bool:
@@ -273,7 +307,7 @@ def launch(
         strategy, whole: see `choose_strategy`.
     """
     plan = Plan(on, precision, choose_strategy(strategy, on, whole=whole))
-    if on.devices == 1 or on.num_nodes > 1 or "LOCAL_RANK" in os.environ:  # one process, or started by a cluster
+    if on.devices == 1 or on.num_nodes > 1 or _launcher() or "LOCAL_RANK" in os.environ:  # one, or started by others
         with _lost_peers(lambda: MachineError(f"the connection between the ranks broke; {_GO_ON}")):
             return _fabric(plan).launch(story, job)  # type: ignore[arg-type]
     _require_fresh_start(story, job)
@@ -352,7 +386,7 @@ def _fabric(plan: Plan, rank: int = 0, port: int | None = None) -> Fabric:
         # what is bf16 in bf16-true says so itself; Fabric's word for it would cast added weights, which are fp32
         precision="bf16-mixed" if plan.precision == "bf16-mixed" else "32-true",
         strategy={"none": lambda plan: "auto", "ddp": _ddp, "fsdp": _fsdp}[plan.strategy](plan),
-        plugins=[] if port is None else [_environment(rank, port)],
+        plugins=[_environment(rank, port)] if port is not None else _of_slurm(),
     )
 
 
@@ -389,6 +423,14 @@ def _fsdp(plan: Plan) -> Any:
         return parallel.shard(model, mesh["data_parallel"], compute)
 
     return ModelParallelStrategy(parallelize, data_parallel_size=plan.on.world_size, tensor_parallel_size=1)
+
+
+def _of_slurm() -> list[Any]:
+    """srun is Fabric's own finding, but for the jobs that were begun at a prompt."""
+    from lightning.fabric.plugins.environments import SLURMEnvironment
+
+    launcher = _launcher()
+    return [SLURMEnvironment()] if launcher is not None and launcher.name == "srun" else []
 
 
 def _environment(rank: int, port: int) -> Any:

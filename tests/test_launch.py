@@ -57,6 +57,25 @@ def test_several_hosts_need_someone_who_says_where_they_are(
             launch.machine(1, num_nodes=2)
 
 
+STARTED = {
+    "torchrun": {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "4"},
+    "srun": {"SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_NUM_NODES": "2", "SLURM_NTASKS": "4"},
+}
+
+
+@pytest.mark.parametrize("launcher", STARTED)
+def test_processes_that_are_there_already_are_the_devices(launcher: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {**STARTED[launcher], "MASTER_ADDR": "a", "MASTER_PORT": "1", "NODE_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    machine = launch.machine("auto", num_nodes=2)
+    assert (machine.devices, machine.num_nodes, machine.world_size) == (2, 2, 4)
+    assert launch.machine(2, num_nodes=2) == machine
+    with pytest.raises(InputError, match=f"devices is 1, but {launcher} started 2 processes.*give --devices 2"):
+        launch.machine(1, num_nodes=2)
+    with pytest.raises(InputError, match=f"num_nodes is 1, but {launcher} runs on 2; give --num_nodes 2"):
+        launch.machine(2)
+
+
 def test_mlflow_files_a_run_in_a_database_of_the_run(tmp_path: Path) -> None:
     pytest.importorskip("mlflow")
     tracker = launch.tracker("mlflow", tmp_path / "run", LogArgs())
