@@ -36,7 +36,7 @@ PRETRAINED: dict[str, dict[str, Any]] = {
     },
 }
 LORA: dict[str, Any] = {"method": "lora", "lora_dropout": 0.0, "lora_mlp": True, "lora_head": True}
-FINETUNED = {"lora": LORA, **{method: {"method": method} for method in ("full",)}}
+FINETUNED = {"lora": LORA, **{method: {"method": method} for method in ("full", "adapter", "adapter_v2")}}
 FINETUNED = {name: {**case, "optimizer": PLAIN} for name, case in FINETUNED.items()}
 BY_STRATEGY = {
     "ddp": {**PRETRAINED, **FINETUNED, "qlora": {**FINETUNED["lora"], "quantize": "bnb.nf4"}},
