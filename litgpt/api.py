@@ -557,12 +557,13 @@ class LLM(torch.nn.Module):
         many = isinstance(text, list)
         texts: list[Any] = text if isinstance(text, list) else [text]
         from litgpt.generate.answers import evaluating
+        from litgpt.generate.engine import Engine
 
         pairs = [self._pair(one, f"text[{i}]" if many else "text") for i, one in enumerate(texts)]
-        with self._decoding.lock:
-            engine = self._engine()
-            with evaluating(engine.model):
-                found = list(engine.score(pairs, top=1))
+        # over all rows of the head, those too that no token has: as the loss counts, and other programs do
+        engine = Engine(self._placed)
+        with self._decoding.lock, evaluating(engine.model):
+            found = list(engine.score(pairs, top=1))
         scores = [
             Score([s.token for s in row], [s.logprob for s in row], all(s.top[0][0] == s.token for s in row))
             for row in found

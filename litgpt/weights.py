@@ -303,7 +303,7 @@ class SafetensorsFile:
 
 
 class PickleFile:
-    """A `.pth` or `.bin` file of tensors by name, perhaps under the key "model". Runs no code from the file."""
+    """A `.pth`, `.bin` or `.ckpt` file of tensors by name, perhaps under a key. Runs no code from the file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -378,7 +378,7 @@ def _load_pickle(path: Path) -> dict[str, Tensor]:
         ) from None
     except Exception as error:  # a damaged archive shows in many ways
         raise _not_loaded(path) from error
-    tensors = loaded.get("model", loaded) if isinstance(loaded, dict) else None
+    tensors = loaded.get("model", loaded.get("state_dict", loaded)) if isinstance(loaded, dict) else None
     if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
         raise InputError(f"{path} is not a mapping of names to tensors; give the file of a whole model")
     return {str(name): tensor for name, tensor in tensors.items()}

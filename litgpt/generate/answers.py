@@ -101,7 +101,7 @@ class Stream(Iterator[Any]):
         self.rows: list[Row] = []
         self._decoding, self._engine = decoding, engine
         self._n, self._of_list, self._as_ids = n, of_list, as_ids
-        self._pieces = self._read()
+        self._pieces = _pieces(decoding, engine, self.rows, of_list, as_ids)
 
     def __next__(self) -> Any:
         return next(self._pieces)
@@ -120,7 +120,9 @@ class Stream(Iterator[Any]):
         """What is left is read; the answers as `generate` returns them without `stream`."""
         for _ in self:
             pass
-        whole: list[Any] = [self._ids(row.request.new[: row.taken]) if self._as_ids else row.said for row in self.rows]
+        whole: list[Any] = [
+            _tensor(row.request.new[: row.taken], self._engine) if self._as_ids else row.said for row in self.rows
+        ]
         if self._n > 1:
             whole = [whole[i : i + self._n] for i in range(0, len(whole), self._n)]
         return whole if self._of_list else whole[0]
@@ -134,28 +136,33 @@ class Stream(Iterator[Any]):
     def __del__(self) -> None:
         self.close()
 
-    def _read(self) -> Generator[Any, None, None]:
-        single = len(self.rows) == 1 and not self._of_list
-        while waiting := [(index, row) for index, row in enumerate(self.rows) if not row.is_over]:
-            self._decoding.step(self._engine, lambda: not any(row.has_news() for _, row in waiting))
-            for index, row in waiting:
-                if not row.has_news():
-                    continue
-                ids, text = row.take()
-                if row.watch.stopped and row.request.finish_reason is None:
-                    self._decoding.abandoned.append((self._engine, row.request))
-                piece = self._ids(ids) if self._as_ids else text
-                if len(piece):
-                    yield piece if single else (index, piece)
 
-    def _ids(self, ids: list[int]) -> Tensor:
-        return torch.tensor(ids, dtype=torch.int64, device=self._engine.device)
+def _pieces(
+    decoding: Decoding, engine: Engine, rows: list[Row], of_list: bool, as_ids: bool
+) -> Generator[Any, None, None]:
+    """Not a method of `Stream`: it would hold on to a stream that nobody else does."""
+    single = len(rows) == 1 and not of_list
+    while waiting := [(index, row) for index, row in enumerate(rows) if not row.is_over]:
+        decoding.step(engine, lambda: not any(row.has_news() for _, row in waiting))
+        for index, row in waiting:
+            if not row.has_news():
+                continue
+            ids, text = row.take()
+            if row.watch.stopped and row.request.finish_reason is None:
+                decoding.abandoned.append((engine, row.request))
+            piece = _tensor(ids, engine) if as_ids else text
+            if len(piece):
+                yield piece if single else (index, piece)
+
+
+def _tensor(ids: list[int], engine: Engine) -> Tensor:
+    return torch.tensor(ids, dtype=torch.int64, device=engine.device)
 
 
 @contextmanager
 def evaluating(model: torch.nn.Module) -> Iterator[None]:
     """The model as it answers, not as it trains: afterwards each module is as it was."""
-    training = [module for module in model.modules() if module.training]
+    training = [module for module in model.modules() if module.training] if model.training else []
     for module in training:
         module.training = False
     try:
