@@ -31,9 +31,9 @@ SECTIONS: dict[str, dict[str, Command]] = {
     "Use": {
         "chat": ("litgpt.chat.base:main", "Talk to a model"),
         "generate": ("litgpt.generate.base:main", "Generate text from a prompt"),
-        "generate_full": (None, "Generate with a fully finetuned model (as generate)"),
-        "generate_adapter": (None, "Generate with an adapter (as generate)"),
-        "generate_adapter_v2": (None, "Generate with an adapter v2 (as generate)"),
+        "generate_full": ("litgpt.generate.full:main", "Generate with a fully finetuned model (as generate)"),
+        "generate_adapter": ("litgpt.generate.adapter:main", "Generate with an adapter (as generate)"),
+        "generate_adapter_v2": ("litgpt.generate.adapter_v2:main", "Generate with an adapter v2 (as generate)"),
         "generate_sequentially": (None, "Generate with the layers spread over several devices"),
         "generate_speculatively": (None, "Generate with a small draft model that a large one checks"),
         "generate_tp": (None, "Generate with every layer split over several devices"),

@@ -200,7 +200,9 @@ class GPT(nn.Module):
     def reach(self, positions: Tensor, cache: KVCache | None, doc_ids: Tensor | None) -> Tensor:
         """How long the sequence of each token gets: (1,), (B, 1) or (B, T). Rope that differs beyond a length asks."""
         if cache is not None:
-            reach = torch.tensor(cache.reach or [cache.max_len] * cache.batch_size, device=positions.device)
+            reach = cache.reach
+            if not isinstance(reach, Tensor):
+                reach = torch.tensor(reach or [cache.max_len] * cache.batch_size, device=positions.device)
             if cache.documents is None:
                 return reach.unsqueeze(1)
             lengths = torch.tensor([length for _, length in cache.documents], device=positions.device)
@@ -1014,7 +1016,7 @@ class KVCache:
             raise InputError(f"a cache of {max_len} tokens is longer than the model's context of {config.block_size}")
         self.batch_size, self.max_len = batch_size, max_len
         self.span: int | None = None  # the caller may say how many slots are in use; None: found out, or all
-        self.reach: list[int] | None = None  # and how long each row will get; None: max_len
+        self.reach: list[int] | Tensor | None = None  # and how long each row will get; None: max_len
         self.documents: list[tuple[int, int]] | None = None  # see `packed`
         self.layers: list[LayerCache] = []
         for layer in range(config.n_layer):

@@ -1,6 +1,7 @@
 """`litgpt generate` and `litgpt chat`, called as the command line calls them."""
 
 import io
+import json
 import os
 import pty
 import select
@@ -16,8 +17,12 @@ from safetensors.torch import load_file, save_file
 
 from litgpt.chat import base as chat
 from litgpt.errors import InputError, MissingError
+from litgpt.generate import adapter as generate_adapter
+from litgpt.generate import adapter_v2 as generate_adapter_v2
 from litgpt.generate import base as generate
-from litgpt.generate.session import load_session
+from litgpt.generate import full as generate_full
+from litgpt.generate.session import conversation, load_session
+from litgpt.prompts import from_name
 from tests.makers.checkpoints import make_hf_checkpoint
 from tests.makers.configs import shrunk
 from tests.makers.hub import stand_in
@@ -79,7 +84,6 @@ def test_a_stop_text_split_over_tokens_is_never_shown(checkpoint):
 
 def test_the_newest_of_several_end_tokens_stops_too(checkpoint, tmp_path):
     """generation_config.json may list several."""
-    import json
     import shutil
 
     from litgpt.generate.sampling import Sampling
@@ -106,7 +110,12 @@ def test_the_newest_of_several_end_tokens_stops_too(checkpoint, tmp_path):
         ({"temperature": -1.0}, ["temperature"]),
         ({"num_samples": 0}, ["num_samples"]),
         ({"precision": "bf16-treu"}, ["precision", "bf16-true"]),
-        ({"quantize": "bnb.nf4"}, ["--quantize"]),
+        ({"quantize": "bnb.nf5"}, ["bnb.nf5", "bnb.nf4"]),
+        ({"min_p": 1.5}, ["min_p"]),
+        ({"repetition_penalty": 0}, ["repetition_penalty"]),
+        ({"logit_bias": {"a": 1}}, ["logit_bias", "'a'"]),
+        ({"logit_bias": {"5000": 1}}, ["logit_bias", "5000"]),
+        ({"batch_size": 0}, ["batch_size"]),
         ({"prompt_style": "alpaka"}, ["alpaca"]),
     ],
 )
@@ -288,3 +297,200 @@ def test_in_a_terminal_an_interrupt_stops_the_answer_and_the_end_of_input_leaves
 def test_a_prompt_that_is_no_text_is_a_type_error_that_names_it(checkpoint, prompt):
     with pytest.raises(TypeError, match="prompt"):
         generate.main(checkpoint, prompt, max_new_tokens=3)
+
+
+def lines_of(text: str) -> list[dict]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_a_file_of_prompts_is_answered_in_order_as_each_alone(checkpoint, tmp_path, capsys):
+    prompts = ["The mill", "A small model", "é", "The river ran past the mill and"]
+    (tmp_path / "p.txt").write_text("\n\n".join(prompts) + "\n", encoding="utf-8")
+    generate.main(checkpoint, prompts_file=tmp_path / "p.txt", max_new_tokens=9, num_samples=2, seed=3, batch_size=3)
+    lines = lines_of(capsys.readouterr().out)
+    assert [(line["prompt"], line["sample"]) for line in lines] == [(p, i) for p in prompts for i in (0, 1)]
+    for line in lines:
+        generate.main(checkpoint, line["prompt"], max_new_tokens=9, seed=3 + line["sample"])
+        assert capsys.readouterr().out == line["prompt"] + line["text"] + "\n"
+        assert line["finish_reason"] in ("length", "stop")
+
+
+def test_json_lines_go_in_and_out(checkpoint, tmp_path, capsys):
+    rows = [
+        {"id": 7, "prompt": "The mill"},
+        {"messages": [{"role": role, "content": "a"} for role in ("user", "assistant", "user")]},
+    ]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    generate.main(
+        checkpoint, prompts_file=tmp_path / "p.jsonl", output=tmp_path / "new" / "a.jsonl", max_new_tokens=5, stop=["z"]
+    )
+    lines = lines_of((tmp_path / "new" / "a.jsonl").read_text(encoding="utf-8"))
+    assert [{key: line[key] for key in row} for line, row in zip(lines, rows, strict=True)] == rows
+    assert all(line["completion_tokens"] <= 5 for line in lines)
+    assert capsys.readouterr().out == ""
+    with pytest.raises(InputError, match="exists already"):
+        generate.main(checkpoint, output=tmp_path / "new" / "a.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("p.txt", "short\n" + "mill " * 100, "p.txt:2.*tokens.*64"),
+        ("p.txt", "\n \n", "holds no prompt"),
+        ("p.txt", b"\xff\xfe\xff", "UTF-8"),
+        ("p.jsonl", '{"prompt": "a"}\n{"prompt"', "p.jsonl:2 is not JSON"),
+        ("p.jsonl", '{"promt": "a"}', "p.jsonl:1.*prompt.*messages"),
+        ("p.jsonl", '{"prompt": 5}', "p.jsonl:1"),
+        ("p.jsonl", '{"messages": [{"content": "a"}]}', "p.jsonl:1.*role"),
+        ("p.jsonl", '{"messages": "a"}', "p.jsonl:1"),
+    ],
+)
+def test_a_prompt_that_cannot_be_answered_is_named_before_the_first_answer(
+    checkpoint, tmp_path, capsys, name, content, words
+):
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(InputError, match=words):
+        generate.main(checkpoint, prompts_file=tmp_path / name, output=tmp_path / "a.jsonl", max_new_tokens=5)
+    assert not (tmp_path / "a.jsonl").exists()
+    assert capsys.readouterr().out == ""
+
+
+def test_a_file_of_prompts_that_is_not_there(checkpoint, tmp_path):
+    with pytest.raises(MissingError, match=r"no\.txt"):
+        generate.main(checkpoint, prompts_file=tmp_path / "no.txt")
+
+
+def test_a_bias_decides_the_token(checkpoint, capsys):
+    token = load_session(checkpoint).tokenizer.encode("Q")[0]
+    generate.main(checkpoint, "a", max_new_tokens=3, logit_bias={str(token): 1000})
+    assert capsys.readouterr().out == "aQQQ\n"
+
+
+def test_text_streams_read_in_turn_are_what_they_are_alone(checkpoint):
+    from litgpt.generate.sampling import Sampling
+
+    messages = [[{"role": "user", "content": text}] for text in ("The mill", "A small")]
+    session = load_session(checkpoint)
+    alone = ["".join(session.answer(m, Sampling(seed=1), max_new_tokens=10)) for m in messages]
+    streams = [session.answer(m, Sampling(seed=1), max_new_tokens=10) for m in messages]
+    texts, going = ["", ""], [0, 1]
+    while going:
+        for i in list(going):
+            piece = next(streams[i], None)
+            texts[i] += piece or ""
+            if piece is None:
+                going.remove(i)
+    assert texts == alone
+
+
+def test_a_turn_of_a_chat_reads_only_what_is_new(checkpoint, monkeypatch, capsys):
+    from litgpt.generate.engine import Engine
+    from litgpt.generate.sampling import Sampling
+
+    requests = []
+    original = Engine.submit
+    monkeypatch.setattr(Engine, "submit", lambda *a, **k: requests.append(original(*a, **k)) or requests[-1])
+    session = load_session(checkpoint)
+    one_letter = Sampling(logit_bias={session.tokenizer.encode("Q")[0]: 1000})  # text that is read as it was written
+    talk = chat.Chat(session, one_letter, 6)
+    talk.say("one")
+    talk.say("two")
+    assert capsys.readouterr().out == "QQQQQQ\n" * 2
+    assert requests[0].reused == 0
+    assert requests[1].reused == len(requests[0].ids) + 5  # the sixth was never fed
+
+
+def adapted(checkpoint: Path, directory: Path, name: str) -> Path:
+    """What a finetune leaves: an adapter that changes the text."""
+    from litgpt import adapters
+    from litgpt.checkpoint import load_model
+    from litgpt.methods.adapter import Adapter
+    from litgpt.methods.adapter_v2 import AdapterV2
+
+    model = load_model(checkpoint, writable=True)
+    method = {"adapter": Adapter, "adapter_v2": AdapterV2}[name](start_layer=0)
+    generator = torch.Generator().manual_seed(1)
+    method.attach(model, generator)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=3.0, generator=generator)
+    return adapters.write(
+        directory, model.config, method, model, base=checkpoint, merged=False, tokenizer_dir=checkpoint,
+        hyperparameters={}, prompt_style=from_name("phi-2"), extra=None, overwrite=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["adapter", "adapter_v2"])
+def test_an_adapter_is_found_by_every_command(checkpoint, tmp_path, capsys, monkeypatch, name):
+    directory = adapted(checkpoint, tmp_path / "final", name)
+    command = {"adapter": generate_adapter, "adapter_v2": generate_adapter_v2}[name]
+    told = {"temperature": 0, "max_new_tokens": 8}
+    generate.main(directory, "The mill", **told)
+    expected = capsys.readouterr().out
+    generate.main(checkpoint, "The mill", **told, prompt_style="phi-2")
+    assert capsys.readouterr().out != expected
+    command.main(checkpoint, "The mill", adapter_path=directory, **told)
+    assert capsys.readouterr().out == expected
+    command.main(directory, "The mill", **told)
+    assert capsys.readouterr().out == expected
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / command.ADAPTER).parent.parent.mkdir(parents=True)
+    directory.rename((tmp_path / command.ADAPTER).parent)
+    command.main(checkpoint, "The mill", **told)  # the default names a file of LitGPT 0.5 beside which ours lies
+    assert capsys.readouterr().out == expected
+    with pytest.raises(MissingError, match="nowhere"):
+        command.main(checkpoint, adapter_path=Path("nowhere"))
+    with pytest.raises(InputError, match="no adapter"):
+        command.main(checkpoint, adapter_path=checkpoint)
+
+
+def test_a_full_finetune_is_found_as_directory_as_file_and_as_the_model_itself(checkpoint, tmp_path, capsys):
+    import shutil
+
+    from litgpt.scripts import convert_to_litgpt
+
+    finetuned = Path(shutil.copytree(checkpoint, tmp_path / "F"))
+    tensors = load_file(finetuned / "model.safetensors")
+    tensors["embed_out.weight"].copy_(tensors["embed_out.weight"].flip(0))
+    save_file(tensors, finetuned / "model.safetensors", metadata={"format": "pt"})
+    told = {"temperature": 0, "max_new_tokens": 8}
+    generate.main(finetuned, "The mill", **told)
+    expected = capsys.readouterr().out
+    convert_to_litgpt.main(finetuned)
+    bare = tmp_path / "lit_model_finetuned.pth"
+    (finetuned / "lit_model.pth").rename(bare)
+    capsys.readouterr()
+    for directory, path in ((checkpoint, finetuned), (checkpoint, bare), (finetuned, generate_full.FINETUNED)):
+        generate_full.main(directory, "The mill", finetuned_path=path, **told)
+        assert capsys.readouterr().out == expected
+    with pytest.raises(MissingError, match="nowhere"):
+        generate_full.main(checkpoint, finetuned_path=tmp_path / "nowhere")
+
+
+def test_an_input_stands_where_the_style_has_a_place_for_it_and_behind_the_prompt_otherwise(checkpoint):
+    messages = conversation("Add", None, "1 and 2")
+    for style, text in (("alpaca", "### Instruction:\nAdd\n\n### Input:\n1 and 2\n\n"), ("default", "Add\n\n1 and 2")):
+        session = load_session(checkpoint, prompt_style=style)
+        assert text in session.tokenizer.decode(session.encode(messages))
+
+
+def run_cli(checkpoint: Path, *words: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "litgpt", "generate", str(checkpoint), *words]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_reader_that_goes_and_an_interrupt_end_it_quietly(tmp_path):
+    config = shrunk("pythia-14m", vocab_size=300, padded_vocab_size=320, block_size=100_000)
+    tokenizer = train_tiny_tokenizer(tmp_path / "tokenizer")
+    checkpoint = endless(make_hf_checkpoint(tmp_path / "T", config, tokenizer_dir=tokenizer))
+    reader, interrupted = (run_cli(checkpoint, "--prompt", "a", "--max_new_tokens", "90000") for _ in range(2))
+    for process in (reader, interrupted):
+        process.stdout.read(20)
+    reader.stdout.close()
+    interrupted.send_signal(signal.SIGINT)
+    status, said = reader.wait(timeout=60), reader.stderr.read()
+    assert status in (0, 141), said
+    assert said == ""
+    assert interrupted.wait(timeout=60) == 130
+    assert "Traceback" not in interrupted.stderr.read()
+    interrupted.stdout.close()

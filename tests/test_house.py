@@ -16,13 +16,13 @@ PACKAGE = Path(__file__).parents[1] / "litgpt"
 ROOMS = """
     __init__ errors commands args storage
     families.tables families.llama families.* families
-    config loss model estimate weights
+    config loss cpu model estimate weights
     methods.* methods quantize optimizers parallel
     tokenizer
     prompts.marks prompts.messages prompts.base prompts.pieces prompts.table prompts.sandbox prompts.template prompts
     checkpoint adapters report hub launch
     data.base data.text data.tokens data.packing data.loader data.* data
-    generate.sampling generate.engine generate.session generate.* generate
+    generate.sampling generate.compiled generate.engine generate.answers generate.session generate.* generate
     run_state training job pretrain finetune.* finetune
     chat.* chat eval.* eval deploy.* deploy scripts.* scripts
     api

@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from litgpt.errors import UserError
+from litgpt.generate.base import Quantization
 
 if TYPE_CHECKING:
     from litgpt.generate.sampling import Sampling
@@ -31,9 +32,13 @@ def main(
     top_k: int | None = 50,
     top_p: float = 1.0,
     temperature: float = 0.8,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    presence_penalty: float = 0.0,
+    frequency_penalty: float = 0.0,
     seed: int | None = None,
     prompt_style: str | None = None,
-    quantize: Literal["bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq", "bnb.int8"] | None = None,
+    quantize: Quantization | None = None,
     precision: str | None = None,
     compile: bool = False,
     multiline: bool = False,
@@ -44,29 +49,35 @@ def main(
     Input may also be piped: every line is a message, and only the answers go to standard output.
 
     Args:
-        checkpoint_dir: A checkpoint directory, its name below checkpoints/, or a repository of the Hugging Face Hub.
+        checkpoint_dir: A checkpoint or adapter directory, its name below checkpoints/, or a repository of the Hugging
+            Face Hub.
         sys_prompt: An instruction that comes before the conversation, for models that were trained with one.
         max_new_tokens: Longest answer, in tokens.
         top_k: Draw from the k likeliest tokens only; null draws from all.
         top_p: Draw from the likeliest tokens that together reach this probability only.
         temperature: Flattens (above 1) or sharpens (below 1) the choice; 0 always takes the likeliest token.
+        min_p: Draw only from tokens at least this many times as likely as the likeliest; 0 from all.
+        repetition_penalty: Above 1, tokens of the conversation get less likely to come again.
+        presence_penalty: Taken from the logits of tokens that the answer holds already.
+        frequency_penalty: The same, once for each time.
         seed: Makes the conversation repeatable.
         prompt_style: A prompt style by name, instead of the checkpoint's own.
-        quantize: Weights in 4 or 8 bits (not in this version yet).
+        quantize: Weights in 4 or 8 bits, to save memory.
         precision: 32-true, bf16-true or 16-true; by default what the files hold.
-        compile: Compile the model first (not in this version yet).
+        compile: Compile the model first: slow to start, faster from then on.
         multiline: A message may have many lines; a line that says !submit sends it.
         access_token: For models of the hub that ask for one.
     """
     # here, so that --help does not wait for torch
     from litgpt.generate.sampling import Sampling
-    from litgpt.generate.session import conversation, load_session, require_later_options
+    from litgpt.generate.session import conversation, load_session
 
-    require_later_options(quantize=quantize, compile=compile)
-    sampling = Sampling(temperature, top_k, top_p, seed)
+    sampling = Sampling(temperature, top_k, top_p, seed, min_p, repetition_penalty, presence_penalty, frequency_penalty)
     session = load_session(
         checkpoint_dir,
         precision=precision,
+        quantize=quantize,
+        compile=compile,
         prompt_style=prompt_style,
         max_new_tokens=max_new_tokens,
         access_token=access_token,
@@ -170,7 +181,10 @@ class Chat:
         try:
             self._make_room()
             with _interrupts() as interrupted:
-                for piece in self.session.answer(self.messages(), self.sampling, max_new_tokens=self.max_new_tokens):
+                answer = self.session.answer(
+                    self.messages(), self.sampling, max_new_tokens=self.max_new_tokens, at_limit="stop"
+                )
+                for piece in answer:
                     said += piece
                     print(piece, end="", flush=True)
                     if interrupted:

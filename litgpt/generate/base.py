@@ -1,12 +1,24 @@
-"""`litgpt generate`: one prompt, one or more answers, as they come."""
+"""`litgpt generate`: answers to one prompt, as they come, or to a file of prompts, many at a time."""
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
-from litgpt.errors import InputError
+from litgpt.errors import InputError, MissingError, one_line, shown
+
+if TYPE_CHECKING:
+    from litgpt.generate.answers import Row
+    from litgpt.generate.sampling import Sampling
+    from litgpt.generate.session import Messages, Session
+
+Quantization = Literal[
+    "bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq", "bnb.int8", "torchao.int8", "torchao.int4"
+]  # fmt: skip
 
 
 def main(
@@ -19,50 +31,212 @@ def main(
     top_k: int | None = 50,
     top_p: float = 1.0,
     temperature: float = 0.8,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    presence_penalty: float = 0.0,
+    frequency_penalty: float = 0.0,
+    logit_bias: dict | None = None,
     stop: list[str] | None = None,
     seed: int = 1234,
+    prompts_file: Path | None = None,
+    output: Path | None = None,
+    batch_size: int = 8,
     prompt_style: str | None = None,
-    quantize: Literal["bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq", "bnb.int8"] | None = None,
+    quantize: Quantization | None = None,
     precision: str | None = None,
     compile: bool = False,
 ) -> None:
-    """Generate text that answers or continues a prompt.
+    """Generate text that answers or continues a prompt, or each prompt of a file.
 
     The text goes to standard output, everything else to standard error.
 
     Args:
-        checkpoint_dir: A checkpoint directory, its name below checkpoints/, or a repository of the Hugging Face Hub.
+        checkpoint_dir: A checkpoint or adapter directory, its name below checkpoints/, or a repository of the Hugging
+            Face Hub.
         prompt: What to answer or continue.
         sys_prompt: An instruction that comes before the prompt, for models that were trained with one.
-        num_samples: How many answers to draw.
+        num_samples: How many answers to draw to each prompt.
         max_new_tokens: Longest answer, in tokens.
         top_k: Draw from the k likeliest tokens only; null draws from all.
         top_p: Draw from the likeliest tokens that together reach this probability only.
         temperature: Flattens (above 1) or sharpens (below 1) the choice; 0 always takes the likeliest token.
+        min_p: Draw only from tokens at least this many times as likely as the likeliest; 0 from all.
+        repetition_penalty: Above 1, tokens of prompt and answer get less likely to come again.
+        presence_penalty: Taken from the logits of tokens that the answer holds already.
+        frequency_penalty: The same, once for each time.
+        logit_bias: What to add to the logits of single tokens, such as '{"42": -100}' to forbid token 42.
         stop: Texts at which an answer ends; they are not shown.
         seed: Makes the answers repeatable; sample i uses seed + i.
+        prompts_file: A file of prompts instead of one: a prompt on each line, or JSON Lines with "prompt" or
+            "messages". The answers come as JSON Lines, in the order of the prompts.
+        output: A file for the answers, as JSON Lines, instead of standard output.
+        batch_size: How many answers are written at once.
         prompt_style: A prompt style by name, instead of the checkpoint's own.
-        quantize: Weights in 4 or 8 bits (not in this version yet).
+        quantize: Weights in 4 or 8 bits, to save memory.
         precision: 32-true, bf16-true or 16-true; by default what the files hold.
-        compile: Compile the model first (not in this version yet).
+        compile: Compile the model first: slow to start, faster from then on.
     """
     # here, so that --help does not wait for torch
     from litgpt.generate.sampling import Sampling
-    from litgpt.generate.session import conversation, load_session, require_later_options
+    from litgpt.generate.session import conversation, load_session
 
-    require_later_options(quantize=quantize, compile=compile)
-    if num_samples < 1:
-        raise InputError(f"num_samples is {num_samples}; it must be 1 or more")
-    samplings = [Sampling(temperature, top_k, top_p, seed + i) for i in range(num_samples)]
+    for name, number in (("num_samples", num_samples), ("batch_size", batch_size)):
+        if number < 1:
+            raise InputError(f"{name} is {number}; it must be 1 or more")
+    bias = _token_biases(logit_bias)
+    penalties = (repetition_penalty, presence_penalty, frequency_penalty)
+    samplings = [
+        Sampling(temperature, top_k, top_p, seed + i, min_p, *penalties, logit_bias=bias) for i in range(num_samples)
+    ]
+    if output is not None and output.exists():
+        raise InputError(f"output {output} exists already; remove it or choose another name")
+    if prompts_file is None:
+        tasks = [("prompt", {"prompt": prompt}, conversation(prompt, sys_prompt))]
+    else:
+        tasks = list(read_prompts(prompts_file, sys_prompt))
     session = load_session(
-        checkpoint_dir, precision=precision, prompt_style=prompt_style, max_new_tokens=max_new_tokens
+        checkpoint_dir,
+        precision=precision,
+        quantize=quantize,
+        compile=compile,
+        prompt_style=prompt_style,
+        max_new_tokens=max_new_tokens,
+        max_rows=min(batch_size, num_samples * max(len(tasks), 1)),
     )
-    messages = conversation(prompt, sys_prompt)
-    for sampling in samplings:
-        answer = session.answer(messages, sampling, max_new_tokens=max_new_tokens, stop=stop or ())
-        first = next(answer, "")  # before anything is shown, so that a refusal stands alone
-        print(session.lead(prompt) + first, end="", flush=True)
-        for piece in answer:
-            print(piece, end="", flush=True)
-        print(flush=True)
-        print(f"{session.tally}, peak memory {session.memory()}", file=sys.stderr)
+    if prompts_file is None and output is None:
+        show(session, tasks[0][2], samplings, max_new_tokens=max_new_tokens, stop=stop or ())
+        return
+    with _lines_to(output) as file:
+        for line in answer_all(session, tasks, samplings, max_new_tokens=max_new_tokens, stop=stop or ()):
+            print(json.dumps(line, ensure_ascii=False), file=file, flush=True)
+    report(session)
+
+
+Task = tuple[str, dict[str, Any], "Messages"]  # where the prompt stands, what to repeat of it, what to answer
+
+
+def show(
+    session: Session, messages: Messages, samplings: Sequence[Sampling], *, max_new_tokens: int, stop: Sequence[str]
+) -> None:
+    """Print the answers to one prompt, the first one as it comes; the others are written meanwhile."""
+    rows = session.start(session.encode(messages), samplings, max_new_tokens=max_new_tokens, stop=stop)
+    texts, is_whole = [""] * len(rows), [False] * len(rows)
+    current, lead = 0, session.lead(messages[-1]["content"])
+    before = lead  # shown with the first piece, so that a refusal stands alone
+    for index, text in session.pieces(rows):
+        texts[index] += text
+        is_whole[index] |= not text
+        while current < len(rows) and (texts[current] or is_whole[current]):
+            print(before + texts[current], end="", flush=True)
+            before, texts[current] = "", ""
+            if is_whole[current]:
+                print(flush=True)
+                current, before = current + 1, lead
+    report(session)
+
+
+def report(session: Session) -> None:
+    print(f"{session.tally}, peak memory {session.memory()}", file=sys.stderr)
+
+
+def answer_all(
+    session: Session, tasks: Sequence[Task], samplings: Sequence[Sampling], *, max_new_tokens: int, stop: Sequence[str]
+) -> Iterator[dict[str, Any]]:
+    """The answers to many prompts, as the lines of a file, in order. Every prompt is looked at before the first answer.
+
+    Raises InputError that names the line of a prompt that cannot be answered.
+    """
+    started: list[Row] = []
+    for where, _, messages in tasks:
+        try:
+            ids = session.encode(messages)
+            started += session.start(ids, samplings, max_new_tokens=max_new_tokens, stop=stop)
+        except InputError as error:
+            for row in started:
+                session.engine.cancel(row.request)
+            raise InputError(f"{where}: {error}") from None
+    done, given = set(), 0
+    for index, text in session.pieces(started):
+        if not text:
+            done.add(index)
+        while given in done:
+            number, sample = divmod(given, len(samplings))
+            yield _line(started[given], tasks[number][1], sample if len(samplings) > 1 else None)
+            given += 1
+
+
+def _line(row: Row, told: dict[str, Any], sample: int | None) -> dict[str, Any]:
+    line = told | ({} if sample is None else {"sample": sample}) | {"text": row.said}
+    reason = "stop" if row.watch.stopped else row.request.finish_reason
+    return line | {"finish_reason": reason, "prompt_tokens": len(row.request.ids), "completion_tokens": row.taken}
+
+
+# ---------------------------------------------------------------------------------------------------------- the files
+
+
+def read_prompts(path: Path, sys_prompt: str | None = None) -> Iterator[Task]:
+    """The prompts of a file: with each what its answer repeats of it, and the conversation. Empty lines say nothing."""
+    from litgpt.generate.session import conversation
+
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError:
+        raise MissingError(f"prompts_file {path} does not exist; check the path") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"prompts_file {path} is not text in UTF-8 ({one_line(error)})") from None
+    found = False
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        found, where = True, f"{path}:{number}"
+        if path.suffix not in (".jsonl", ".json", ".ndjson"):
+            yield where, {"prompt": line}, conversation(line, sys_prompt)
+        else:
+            told = _record(line, where)
+            yield where, told, _conversation(told, sys_prompt, where)
+    if not found:
+        raise InputError(f"prompts_file {path} holds no prompt; write one on each line")
+
+
+def _record(line: str, where: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where} is not JSON ({one_line(error)}); each line is one object") from None
+    if not isinstance(record, dict) or ("prompt" in record) == ("messages" in record):
+        raise InputError(f'{where}: {shown(record)} is no object with either "prompt" or "messages"')
+    return record
+
+
+def _conversation(record: Mapping[str, Any], sys_prompt: str | None, where: str) -> Messages:
+    from litgpt.generate.session import conversation
+    from litgpt.prompts.messages import checked, with_system
+
+    if isinstance(record.get("prompt"), str):
+        return conversation(record["prompt"], sys_prompt)
+    try:
+        return [dict(message) for message in with_system(checked(record.get("messages", ())), sys_prompt)]
+    except (InputError, TypeError) as error:
+        raise InputError(f"{where}: {error}") from None
+
+
+def _token_biases(logit_bias: dict | None) -> dict[int, float]:
+    """Token ids and their biases; JSON writes the ids as text."""
+    biases = {}
+    for token, bias in (logit_bias or {}).items():
+        if not str(token).isdecimal() or isinstance(bias, bool) or not isinstance(bias, (int, float)):
+            raise InputError(f"logit_bias: {shown(token)}: {shown(bias)} is no token id with a number")
+        biases[int(token)] = float(bias)
+    return biases
+
+
+@contextmanager
+def _lines_to(path: Path | None) -> Iterator[TextIO]:
+    """Standard output, or a file that is there once it is whole."""
+    if path is None:
+        yield sys.stdout
+        return
+    from litgpt.storage import atomic_file
+
+    with atomic_file(path) as new, open(new, "w", encoding="utf-8") as file:
+        yield file

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from litgpt.errors import InputError, near_miss
 from litgpt.estimate import in_words, kv_cache_bytes, require_fit
+from litgpt.generate.compiled import CompiledStep
 from litgpt.generate.sampling import Choice, Sampler, Sampling, StopAutomaton, TokenScore, token_scores
 from litgpt.launch import machine
 from litgpt.model import GPT, KVCache
@@ -97,6 +98,7 @@ class Engine:
         max_len: prompt and answer together; None: the model's context length. The cache grows to what is asked for.
         n_tokens: ids from here on are rows that no token has; they are never drawn. None: all rows are tokens.
         keep_prefixes: whether rows that have ended are kept for prompts that begin as they did.
+        compile: whether decoding is compiled, once, for all rows together at the length of the cache.
     """
 
     def __init__(
@@ -107,12 +109,15 @@ class Engine:
         *,
         n_tokens: int | None = None,
         keep_prefixes: bool = True,
+        compile: bool = False,
     ) -> None:
         self.model = model
         self.max_rows = max_rows
         self.max_len = min(max_len or model.config.block_size, model.config.block_size)
         self.n_tokens = n_tokens
-        self.keep_prefixes = keep_prefixes
+        self.compiled = CompiledStep(model) if compile else None
+        # a compiled step writes to all rows
+        self.keep_prefixes = keep_prefixes and (not compile or max_rows == 1)
         self.device = model.wte.weight.device
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []  # place in the list = row of the cache
@@ -328,7 +333,7 @@ class Engine:
 
     def _make_room(self, reach: int) -> None:
         """A cache with one more row, of `reach` tokens, and with rows for those that wait. It grows by doubling."""
-        rows = min(len(self.running) + 1 + len(self.waiting), self.max_rows)
+        rows = min(len(self.running) + 1 + len(self.waiting), self.max_rows) if self.compiled is None else self.max_rows
         if self.cache is None:
             self.cache = self.new_cache(rows, self._length(reach))
         elif len(self.running) == self.cache.batch_size or reach > self.cache.max_len:
@@ -338,6 +343,8 @@ class Engine:
                 rows = self.cache.batch_size
             self.cache.grow(rows, max(self.cache.max_len, self._length(reach)))
             self.views = {}
+        if self.compiled is not None:
+            self.compiled.adopt(self.cache)
         self.kept += [None] * (self.cache.batch_size - len(self.running) - len(self.kept))
 
     def new_cache(self, rows: int, length: int) -> KVCache:
@@ -477,6 +484,8 @@ class Engine:
         What this writes for a row that does not go on is written again when it does.
         """
         assert self.cache is not None
+        if self.compiled is not None:
+            return self._compiled_forward(self.compiled, rows)
         view = self.views.get(len(rows))
         if view is None:
             view = self.views[len(rows)] = self.cache.rows(0, len(rows))
@@ -485,6 +494,15 @@ class Engine:
         fed = torch.tensor([[[r.next_token] for r in rows], [[r.filled] for r in rows]], device=self.device)
         logits: Tensor = self.model(fed[0], fed[1], cache=view)[:, -1]
         return logits
+
+    def _compiled_forward(self, step: CompiledStep, rows: Sequence[Request]) -> Tensor:
+        """As `_forward`, with something fed to the rows that nobody uses, so that all steps are of one shape."""
+        assert self.cache is not None
+        unused = self.cache.batch_size - len(rows)
+        self.cache.reach = torch.tensor([r.reach for r in rows] + [1] * unused, device=self.device)
+        idx = torch.tensor([[r.next_token] for r in rows] + [[0]] * unused, device=self.device)
+        positions = torch.tensor([[r.filled] for r in rows] + [[0]] * unused, device=self.device)
+        return step(idx, positions, self.cache)[: len(rows)]
 
     def _score(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], top: int) -> Iterator[list[TokenScore]]:
         """Scores of pairs that are read together; what several have in common as a whole is read once."""

@@ -5,22 +5,29 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from litgpt import estimate, families, prompts
-from litgpt.checkpoint import find, load_model, open_
+from litgpt import adapters, estimate, families, prompts
+from litgpt.adapters import AdapterDir
+from litgpt.checkpoint import Checkpoint, find, load_model, open_
 from litgpt.config import Config
 from litgpt.errors import InputError, MissingError, near_miss, require_type
 from litgpt.estimate import in_words
-from litgpt.generate.engine import Engine
+from litgpt.generate.answers import Row
+from litgpt.generate.engine import AtLimit, Engine
 from litgpt.generate.sampling import Sampling, StopAutomaton
 from litgpt.launch import machine, peak_memory
+from litgpt.model import GPT
 from litgpt.prompts import PromptStyle
+from litgpt.prompts.pieces import Style
+from litgpt.quantize import require_mode
 from litgpt.tokenizer import Tokenizer
 
 PRECISIONS = {
@@ -34,12 +41,12 @@ PRECISIONS = {
 
 REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
-Messages = list[dict[str, str]]
+Messages = list[dict[str, Any]]
 
 
 @dataclass
 class Tally:
-    """What one answer cost."""
+    """What answers cost."""
 
     tokens: int = 0
     seconds: float = 0.0
@@ -65,7 +72,7 @@ class Session:
 
     def encode(self, messages: Messages) -> list[int]:
         """The conversation as the model wants to see it, ready for its next answer."""
-        ids = self.style.encode(self.tokenizer, messages)
+        ids = self.style.encode(self.tokenizer, [self._placed(message) for message in messages])
         if ids:
             return ids
         start = self.tokenizer.bos_id if self.tokenizer.bos_id is not None else self.tokenizer.eos_id
@@ -73,31 +80,73 @@ class Session:
             raise InputError("the prompt is empty, and the tokenizer has no token to begin with; give a prompt")
         return [start]
 
-    def answer(
-        self, messages: Messages, sampling: Sampling, *, max_new_tokens: int, stop: Sequence[str] = ()
-    ) -> Iterator[str]:
-        """The next answer, piece by piece; it ends before any of the style's stop tokens or of the texts in `stop`."""
-        ids = self.encode(messages)
-        stops = self.style.stop_tokens(self.tokenizer)
-        self.tally = Tally()
+    def _placed(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The message, its "input" behind the text where the style has no place of its own for it."""
+        if not message.get("input") or (isinstance(self.style, Style) and self.style.user_with_input):
+            return message
+        text = f"{message['content']}\n\n{message['input']}"
+        return {key: value for key, value in message.items() if key != "input"} | {"content": text}
+
+    def start(
+        self,
+        ids: Sequence[int],
+        samplings: Sequence[Sampling],
+        *,
+        max_new_tokens: int,
+        stop: Sequence[str] = (),
+        at_limit: AtLimit = "refuse",
+    ) -> list[Row]:
+        """Queue answers to one prompt, one for each sampling. Each ends before any of the style's stop tokens or of the
+        texts in `stop`."""
+        ends = self.style.stop_tokens(self.tokenizer)
+        requests = self.engine.submit_samples(
+            ids, samplings, max_new_tokens=max_new_tokens, stop=ends, at_limit=at_limit
+        )
+        return [Row(request, self.tokenizer.stream(ids), StopAutomaton[str](stop)) for request in requests]
+
+    def pieces(self, rows: Sequence[Row]) -> Iterator[tuple[int, str]]:
+        """(index, text) of answers as they come; an empty text says that one is whole. Left early, all are ended."""
         started = time.perf_counter()
-        watch = StopAutomaton[str](stop)
-        text = self.tokenizer.stream(ids)
-        tokens = self.engine.generate(ids, sampling, max_new_tokens=max_new_tokens, stop=stops)
+        self.tally = Tally()
+        going = dict(enumerate(rows))
         try:
-            for token in tokens:
-                self.tally.tokens += 1
-                shown = _filtered(watch, text.push(token))
-                if shown:
-                    yield shown
-                if watch.stopped:
-                    return
-            rest = _filtered(watch, text.flush()) + "".join([] if watch.stopped else watch.flush())
-            if rest:
-                yield rest
+            while going:
+                # rows begin in order: what has news is among the first
+                first = list(islice(going.items(), 2 * self.engine.max_rows))
+                if not any(row.has_news() for _, row in first):
+                    self.engine.step()
+                for index, row in first:
+                    if not row.has_news():
+                        continue
+                    ids, text = row.take()
+                    self.tally.tokens += len(ids)
+                    self.tally.seconds = time.perf_counter() - started
+                    if row.is_over:
+                        self.engine.cancel(going.pop(index).request)  # at a text in `stop` the row would go on
+                    if text:
+                        yield index, text
+                    if row.is_over:
+                        yield index, ""
         finally:
-            tokens.close()  # frees the row
+            for row in going.values():
+                self.engine.cancel(row.request)
             self.tally.seconds = time.perf_counter() - started
+
+    def answer(
+        self,
+        messages: Messages,
+        sampling: Sampling,
+        *,
+        max_new_tokens: int,
+        stop: Sequence[str] = (),
+        at_limit: AtLimit = "refuse",
+    ) -> Iterator[str]:
+        """The next answer, piece by piece."""
+        ids = self.encode(messages)
+        rows = self.start(ids, [sampling], max_new_tokens=max_new_tokens, stop=stop, at_limit=at_limit)
+        for _, text in self.pieces(rows):
+            if text:
+                yield text
 
     def lead(self, prompt: str) -> str:
         """What to show before the answer: the prompt where the style adds nothing, so that the two read as one."""
@@ -106,10 +155,6 @@ class Session:
     def memory(self) -> str:
         """Most memory held so far, in words."""
         return in_words(peak_memory(self.engine.device))
-
-
-def _filtered(watch: StopAutomaton[str], text: str) -> str:
-    return "".join(released for character in text for released in watch.push(character))
 
 
 def located(checkpoint_dir: str | Path, access_token: str | None = None) -> Path:
@@ -128,45 +173,88 @@ def located(checkpoint_dir: str | Path, access_token: str | None = None) -> Path
     return find(checkpoint_dir)
 
 
+@dataclass(frozen=True)
+class Source:
+    """Where what a session needs lies; nothing but headers is read yet."""
+
+    directory: Path  # what the user named: tokenizer and prompt style come from here, where they are here
+    checkpoint: Checkpoint  # of the whole model, or of an adapter's base
+    adapter: AdapterDir | None = None
+
+    @staticmethod
+    def find(path: str | Path, *, base: str | Path | None = None, access_token: str | None = None) -> Source:
+        """A checkpoint directory, an adapter's (on `base`, or where its base was), or a repository of the Hub."""
+        directory = located(path, access_token)
+        adapter = adapters.find(path)
+        if adapter is None:
+            return Source(directory, open_(directory))
+        return Source(adapter.home, open_(adapter.find_base(base)), adapter)
+
+    def tokenizer(self) -> Tokenizer:
+        try:
+            return Tokenizer(self.directory)
+        except MissingError:
+            if self.directory == self.checkpoint.dir:
+                raise
+            return Tokenizer(self.checkpoint.dir)
+
+    def model(self, device: torch.device, dtype: torch.dtype, quantize: str | None) -> GPT:
+        if self.adapter is None:
+            return load_model(self.checkpoint, device=device, dtype=dtype, quantize=quantize)
+        base = self.checkpoint.dir
+        return adapters.load_adapted(self.adapter, base=base, device=device, dtype=dtype, quantize=quantize)
+
+
 def load_session(
-    checkpoint_dir: str | Path,
+    source: str | Path | Source,
     *,
     precision: str | None = None,
+    quantize: str | None = None,
+    compile: bool = False,
     prompt_style: str | None = None,
     max_new_tokens: int = 0,
+    max_rows: int = 1,
     access_token: str | None = None,
 ) -> Session:
     """Open a checkpoint directory (or its name below `checkpoints/`) for talking to it, on the best device there is.
 
     Args:
-        checkpoint_dir: as `checkpoint.find` takes it, or a repository of the Hub.
+        source: as `checkpoint.find` takes it, a repository of the Hub, or what was found already.
         precision: of weights and arithmetic; None: as the files are.
+        quantize: a mode of `quantize.MODES`, for the weights.
+        compile: whether the model is compiled for decoding.
         prompt_style: a style by name instead of the checkpoint's own.
         max_new_tokens: of a coming answer, to refuse what cannot fit before anything is loaded.
+        max_rows: answers that are written at once.
         access_token: for a repository of the Hub that asks for one.
 
     Raises:
         UserError: what is missing, broken or too large.
     """
-    directory = located(checkpoint_dir, access_token)
-    checkpoint = open_(directory)
-    config = checkpoint.config
-    dtype = checkpoint.dtype if precision is None else dtype_of(precision)
+    if quantize is not None:
+        require_mode(quantize)
+    if not isinstance(source, Source):
+        source = Source.find(source, access_token=access_token)
+    config = source.checkpoint.config
+    dtype = source.checkpoint.dtype if precision is None else dtype_of(precision)
     if max_new_tokens > config.block_size:
         raise InputError(
             f"max_new_tokens is {max_new_tokens}, more than the context of {config.block_size} tokens that "
-            f"{directory} has; lower it"
+            f"{source.directory} has; lower it"
         )
-    tokenizer = Tokenizer(directory)
-    style = prompts.choose(directory, tokenizer, families.prompt_for(config.name), prompt_style)
+    tokenizer = source.tokenizer()
+    style = prompts.choose(source.directory, tokenizer, families.prompt_for(config.name), prompt_style)
     host = machine(1)
     # the cache is made for what is asked: the weights, and an answer after a short prompt, are what must fit
     length = min(config.block_size, max_new_tokens + 256)
     need = estimate.inference_memory(config, dtype.itemsize, 1, length).total
-    estimate.require_fit(need, host.free_memory(), f"{config.name or directory}", "choose a smaller model or precision")
+    if quantize is None:  # else the weights take half or a quarter, by the mode
+        advice = "choose a smaller model, a lower precision, or --quantize"
+        estimate.require_fit(need, host.free_memory(), f"{config.name or source.directory}", advice)
     device = torch.device(host.accelerator)
-    model = load_model(checkpoint, device=device, dtype=dtype).eval()
-    return Session(config, Engine(model, n_tokens=tokenizer.vocab_size), tokenizer, style)
+    model = source.model(device, dtype, quantize).eval()
+    engine = Engine(model, max_rows, n_tokens=tokenizer.vocab_size, compile=compile)
+    return Session(config, engine, tokenizer, style)
 
 
 def dtype_of(precision: str) -> torch.dtype:
@@ -179,16 +267,8 @@ def dtype_of(precision: str) -> torch.dtype:
     return PRECISIONS[precision]
 
 
-def require_later_options(*, quantize: str | None, compile: bool) -> None:
-    """Options whose room is not built yet are refused, never ignored."""
-    if quantize is not None:
-        raise InputError(f"--quantize {quantize} is not in this version yet; leave it out")
-    if compile:
-        raise InputError("--compile is not in this version yet; leave it out")
-
-
-def conversation(prompt: str, sys_prompt: str | None = None) -> Messages:
-    """The messages of a conversation that begins with `prompt`."""
+def conversation(prompt: str, sys_prompt: str | None = None, context: str = "") -> Messages:
+    """The messages of a conversation that begins with `prompt`; `context` is for styles that have a place for it."""
     require_type(prompt, str, "prompt", "text")
     system = [{"role": "system", "content": sys_prompt}] if sys_prompt else []
-    return [*system, {"role": "user", "content": prompt}]
+    return [*system, {"role": "user", "content": prompt} | ({"input": context} if context else {})]

@@ -1,0 +1,60 @@
+"""One decode step, compiled for fixed shapes: all rows of a cache at once, over all its slots.
+
+Compiled once for each size of the cache, so a run in which the cache does not grow compiles once. Prompts, which come
+in all lengths, are read without.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+from torch import Tensor
+
+from litgpt.errors import one_line
+from litgpt.model import GPT, KVCache
+
+BACKEND = "inductor"
+
+
+class CompiledStep:
+    """The model's forward for one token a row. Where compiling fails it says so once, and goes on without."""
+
+    def __init__(self, model: GPT) -> None:
+        self.model = model
+        self.is_compiled = not model.config.n_expert
+        self.graphs = model.wte.weight.is_cuda
+        if not self.is_compiled:
+            _note("not compiled: which experts are needed is only known token by token")
+            return
+        mode = "reduce-overhead" if self.graphs else None  # with CUDA graphs
+        self.step = torch.compile(self._logits, dynamic=False, mode=mode, backend=BACKEND)
+
+    def adopt(self, cache: KVCache) -> None:
+        """Told of each new cache: its memory stays where it is, as CUDA graphs want it."""
+        if self.is_compiled and self.graphs:
+            for tensor in cache.tensors():
+                torch._dynamo.mark_static_address(tensor)
+
+    def __call__(self, idx: Tensor, positions: Tensor, cache: KVCache) -> Tensor:
+        """Logits (B, V) after tokens (B, 1) at positions (B, 1) of all rows of the cache."""
+        if self.is_compiled:
+            try:
+                return self.step(idx, positions, cache)
+            except Exception as error:  # the compilers' errors have no class in common
+                if not _is_of_the_compiler(error):
+                    raise
+                self.is_compiled = False
+                _note(f"not compiled, as the compiler failed: {one_line(error)[:200]}")
+        return self._logits(idx, positions, cache)
+
+    def _logits(self, idx: Tensor, positions: Tensor, cache: KVCache) -> Tensor:
+        return self.model(idx, positions, cache=cache)[:, -1]
+
+
+def _is_of_the_compiler(error: Exception) -> bool:
+    return any(kind.__module__.startswith(("torch._dynamo", "torch._inductor")) for kind in type(error).__mro__)
+
+
+def _note(line: str) -> None:
+    print(f"note: {line}", file=sys.stderr)
