@@ -15,10 +15,12 @@ if TYPE_CHECKING:
     from litgpt.data.hub_dataset import HubDataset
     from litgpt.data.json_files import JSON
     from litgpt.data.lima import LIMA
+    from litgpt.data.lit_data import LitData, MicroLlama, TinyLlama
     from litgpt.data.longform import LongForm
     from litgpt.data.records import Record
     from litgpt.data.sft import SFT
     from litgpt.data.text_files import TextFiles
+    from litgpt.data.web_text import OpenWebText, TinyStories
 
 _HOMES = {
     "Alpaca": "alpaca",
@@ -31,12 +33,17 @@ _HOMES = {
     "HubDataset": "hub_dataset",
     "JSON": "json_files",
     "LIMA": "lima",
+    "LitData": "lit_data",
     "Loader": "base",
     "LongForm": "longform",
+    "MicroLlama": "lit_data",
+    "OpenWebText": "web_text",
     "Record": "records",
     "SFT": "sft",
     "StatefulLoader": "base",
     "TextFiles": "text_files",
+    "TinyLlama": "lit_data",
+    "TinyStories": "web_text",
 }
 
 __all__ = [
@@ -51,11 +58,16 @@ __all__ = [
     "DataModule",
     "Deita",
     "HubDataset",
+    "LitData",
     "Loader",
     "LongForm",
+    "MicroLlama",
+    "OpenWebText",
     "Record",
     "StatefulLoader",
     "TextFiles",
+    "TinyLlama",
+    "TinyStories",
 ]
 
 

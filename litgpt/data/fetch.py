@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -15,6 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+
+import numpy as np
 
 from litgpt import hub
 from litgpt.data.tokens import alone_in
@@ -73,6 +76,15 @@ def _write(rows: Iterable[Any], target: Path) -> None:
     with atomic_file(target) as new, open(new, "w", encoding="utf-8") as out:
         for row in rows:
             out.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+
+
+def divided(repo_id: str, folder: Path, fraction: float, seed: int, train: Path, val: Path) -> None:
+    """The texts of a Hub data set as .jsonl files in two folders, divided as train_test_split of `datasets` does it."""
+    rows = _loaded(repo_id, "train", folder, None, None, None)
+    validates = set(np.random.default_rng(seed).permutation(len(rows))[: math.ceil(fraction * len(rows))].tolist())
+    with open(train / "text.jsonl", "w", encoding="utf-8") as out, open(val / "text.jsonl", "w", encoding="utf-8") as o:
+        for number, row in enumerate(rows):
+            (o if number in validates else out).write(json.dumps({"text": row["text"]}, ensure_ascii=False) + "\n")
 
 
 def split_path(repo_id: str, split: str, folder: Path, config: str | None = None, revision: str | None = None) -> Path:

@@ -233,12 +233,12 @@ def _is_whole(folder: Path, fingerprint: str, vocab_size: int) -> bool:
         facts = storage.read_json(folder / "info.json")
         if not (folder / storage.MANIFEST).is_file() or facts["fingerprint"] != fingerprint:
             return False
-        return _largest(_mapped(folder / "tokens.bin", facts["dtype"])) < vocab_size
+        return largest(_mapped(folder / "tokens.bin", facts["dtype"])) < vocab_size
     except (UserError, OSError, KeyError, TypeError, ValueError):
         return False
 
 
-def _largest(ids: np.ndarray) -> int:
+def largest(ids: np.ndarray) -> int:
     """The largest id: of all where they are few, else of evenly spread runs of them, for damage rarely comes alone."""
     if len(ids) <= _COUNTED_TOKENS:
         return int(ids.max(initial=0))
