@@ -28,6 +28,7 @@ from litgpt.methods.adapter_v2 import AdapterV2
 from litgpt.methods.base import Method
 from litgpt.methods.lora import LoRA
 from litgpt.model import GPT
+from litgpt.placement.base import Placement
 from litgpt.prompts import PromptStyle
 from litgpt.storage import FORMAT_VERSION, inside, read_json, require_version, verify, write_json
 from litgpt.weights import Entry
@@ -169,15 +170,36 @@ def load_adapted(
     dtype: torch.dtype | None = None,
     quantize: str | None = None,
     merge: bool = True,
+    placement: Placement | None = None,
 ) -> GPT:
-    """As `load_model`, of an adapter that was found."""
+    """As `load_model`, of an adapter that was found. `placement`: where what is, in place of `device`."""
     verify(adapter.home)
-    model = checkpoint.load_model(adapter.find_base(base), device=device, dtype=dtype, quantize=quantize)
+    found = checkpoint.open_(adapter.find_base(base))
+    if placement is not None and placement.cuts:
+        return _load_merged(adapter, found, dtype or found.dtype, placement, quantize)
+    model = checkpoint.load_model(found, device=device, dtype=dtype, quantize=quantize, placement=placement)
     attach(model, adapter)
     model.requires_grad_(False)
     if merge and quantize is None and adapter.method == LoRA.name:
         lora.merge(model)
     return model
+
+
+def _load_merged(
+    adapter: AdapterDir, base: checkpoint.Checkpoint, dtype: torch.dtype, placement: Placement, quantize: str | None
+) -> GPT:
+    """The merged model in parts: each weight is merged, cut, and only then perhaps quantized."""
+    if adapter.method != LoRA.name:
+        raise InputError(
+            f"{adapter.home}: an adapter of kind {adapter.method} cannot be cut for several devices; use litgpt "
+            "generate, or litgpt generate_sequentially"
+        )
+    model = checkpoint.load_model(base)  # on the mapped files
+    attach(model, adapter)
+    state = lora.merged_state(model.requires_grad_(False))
+    tied = {weights.HEAD} if state.config.tie_embeddings else set()
+    tensors = ((name, state[name]) for name in state if name not in tied)
+    return checkpoint.build_model(state.config, tensors, dtype, placement, quantize)
 
 
 def attach(model: GPT, adapter: AdapterDir) -> None:

@@ -26,6 +26,7 @@ from litgpt import prompts, weights
 from litgpt.config import Config
 from litgpt.errors import InputError, MissingError, UserError, near_miss, shown
 from litgpt.model import GPT
+from litgpt.placement.base import OneDevice, Placement
 from litgpt.prompts import PromptStyle
 from litgpt.quantize import Quantizer
 from litgpt.storage import (
@@ -208,6 +209,7 @@ def load_model(
     dtype: torch.dtype | None = None,
     writable: bool = False,
     quantize: str | None = None,
+    placement: Placement | None = None,
 ) -> GPT:
     """The model of a checkpoint, in little more memory than its weights take.
 
@@ -217,25 +219,41 @@ def load_model(
             mapped files and is read when it is first used.
         quantize: a mode of `quantize.MODES`. Each weight is quantized on the device as soon as it is read, and let go:
             the whole in full precision is never in memory.
+        placement: where what is, in place of `device`.
     """
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = open_(checkpoint)
-    model = weights.outline(checkpoint.config)
+    placement, dtype = placement or OneDevice(device), dtype or checkpoint.dtype
+    if placement.cuts:  # on the mapped files: what is cut off is not even read, where nothing is to be fused
+        tensors = checkpoint.tensors()
+    else:  # pages of a mapped file would stay in memory once they are read
+        tensors = checkpoint.tensors(dtype, writable=writable or quantize is not None)
+    return build_model(checkpoint.config, tensors, dtype, placement, quantize)
+
+
+def build_model(
+    config: Config,
+    tensors: Iterable[tuple[str, Tensor]],
+    dtype: torch.dtype,
+    placement: Placement,
+    quantize: str | None = None,
+) -> GPT:
+    """The model of our-named tensors, placed one by one; see `load_model`."""
+    model = placement.outline(config)
     quantizer = None if quantize is None else Quantizer(model, quantize)
-    # pages of a mapped file would stay in memory once they are read
-    tensors = checkpoint.tensors(dtype or checkpoint.dtype, writable=writable or quantizer is not None)
     state: dict[str, Tensor] = {}
     for name, tensor in tensors:
-        here = tensor.to(device)
+        here = placement.place(model, name, tensor, dtype)
         state |= {name: here} if quantizer is None else quantizer.take(name, here)
-    if checkpoint.config.tie_embeddings and isinstance(model.lm_head, torch.nn.Linear):
+    if config.tie_embeddings and isinstance(model.lm_head, torch.nn.Linear):
         state[weights.HEAD] = state[weights.EMBEDDING]
     if quantizer is None:
         model.load_state_dict(state, assign=True)
     else:
         quantizer.load(state)
     model.tie_weights()
-    return model.to(device)  # the buffers that no file holds
+    placement.settle(model)  # the buffers that no file holds
+    return model
 
 
 def _weight_files(directory: Path) -> list[Path]:

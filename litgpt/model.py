@@ -213,12 +213,16 @@ class GPT(nn.Module):
             return counts.scatter_add_(1, ids, torch.ones_like(ids)).gather(1, ids)
         return positions.amax(dim=-1, keepdim=True) + 1
 
+    def new_cache(self, batch_size: int, max_len: int | None = None) -> KVCache:
+        """A cache in the model's precision, where the model is. Arguments as `KVCache`'s."""
+        weight = self.wte.weight
+        return KVCache(self.config, batch_size, max_len, dtype=weight.dtype, device=weight.device)
+
     # -- the short way to a cache, for a person at a prompt
 
     def set_kv_cache(self, batch_size: int, max_len: int | None = None) -> None:
         """Keep a cache on the model; it is used whenever `input_pos` is given."""
-        weight = self.wte.weight
-        self.kv_cache = KVCache(self.config, batch_size, max_len, dtype=weight.dtype, device=weight.device)
+        self.kv_cache = self.new_cache(batch_size, max_len)
 
     def clear_kv_cache(self) -> None:
         self.kv_cache = None

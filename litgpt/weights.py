@@ -16,7 +16,7 @@ from functools import cached_property
 from itertools import islice
 from math import prod
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ from litgpt.model import GPT, concat_to_grouped, grouped_to_concat, qkv_rows
 
 Shapes = Mapping[str, torch.Size]
 Fetch = Callable[[str], Tensor]
+Model = TypeVar("Model", bound=GPT)
 
 HEAD, EMBEDDING = "lm_head.weight", "transformer.wte.weight"
 INDEX = "model.safetensors.index.json"
@@ -59,10 +60,18 @@ class _Undrawn(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def outline(config: Config) -> GPT:
-    """The model on the meta device: every module, no weights."""
+@overload
+def outline(config: Config) -> GPT: ...
+
+
+@overload
+def outline(config: Config, build: Callable[[Config], Model]) -> Model: ...
+
+
+def outline(config: Config, build: Callable[[Config], GPT] = GPT) -> GPT:
+    """The model on the meta device: every module, no weights. `build` makes it."""
     with torch.device("meta"), _Undrawn():
-        return GPT(config)
+        return build(config)
 
 
 def expected(config: Config) -> dict[str, torch.Size]:

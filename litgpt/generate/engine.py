@@ -335,7 +335,7 @@ class Engine:
         """A cache with one more row, of `reach` tokens, and with rows for those that wait. It grows by doubling."""
         rows = min(len(self.running) + 1 + len(self.waiting), self.max_rows) if self.compiled is None else self.max_rows
         if self.cache is None:
-            self.cache = self.new_cache(rows, self._length(reach))
+            self.cache = self.model.new_cache(rows, self._length(reach))
         elif len(self.running) == self.cache.batch_size or reach > self.cache.max_len:
             if len(self.running) == self.cache.batch_size:
                 rows = max(rows, min(2 * self.cache.batch_size, self.max_rows))
@@ -346,10 +346,6 @@ class Engine:
         if self.compiled is not None:
             self.compiled.adopt(self.cache)
         self.kept += [None] * (self.cache.batch_size - len(self.running) - len(self.kept))
-
-    def new_cache(self, rows: int, length: int) -> KVCache:
-        weight = self.model.wte.weight
-        return KVCache(self.model.config, rows, length, dtype=weight.dtype, device=weight.device)
 
     def _place(self, request: Request) -> None:
         """Give a request the first row after the running ones, with what another row already knows of its prompt."""

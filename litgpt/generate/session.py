@@ -25,6 +25,9 @@ from litgpt.generate.engine import AtLimit, Engine
 from litgpt.generate.sampling import Sampling, StopAutomaton
 from litgpt.launch import machine, peak_memory
 from litgpt.model import GPT
+from litgpt.placement.base import Placement
+from litgpt.placement.sequential import Sequential
+from litgpt.placement.tensor_parallel import TensorParallel
 from litgpt.prompts import PromptStyle
 from litgpt.prompts.pieces import Style
 from litgpt.quantize import require_mode
@@ -198,11 +201,17 @@ class Source:
                 raise
             return Tokenizer(self.checkpoint.dir)
 
-    def model(self, device: torch.device, dtype: torch.dtype, quantize: str | None) -> GPT:
+    def model(
+        self, device: str | torch.device, dtype: torch.dtype, quantize: str | None, placement: Placement | None = None
+    ) -> GPT:
+        how: Any = {"device": device, "dtype": dtype, "quantize": quantize, "placement": placement}
         if self.adapter is None:
-            return load_model(self.checkpoint, device=device, dtype=dtype, quantize=quantize)
-        base = self.checkpoint.dir
-        return adapters.load_adapted(self.adapter, base=base, device=device, dtype=dtype, quantize=quantize)
+            return load_model(self.checkpoint, **how)
+        return adapters.load_adapted(self.adapter, base=self.checkpoint.dir, **how)
+
+    def dtype(self, precision: str | None) -> torch.dtype:
+        """That of weights and arithmetic, if `precision` is what was asked for."""
+        return self.checkpoint.dtype if precision is None else dtype_of(precision)
 
 
 def load_session(
@@ -215,6 +224,7 @@ def load_session(
     max_new_tokens: int = 0,
     max_rows: int = 1,
     access_token: str | None = None,
+    placement: TensorParallel | Sequential | None = None,
 ) -> Session:
     """Open a checkpoint directory (or its name below `checkpoints/`) for talking to it, on the best device there is.
 
@@ -227,6 +237,7 @@ def load_session(
         max_new_tokens: of a coming answer, to refuse what cannot fit before anything is loaded.
         max_rows: answers that are written at once.
         access_token: for a repository of the Hub that asks for one.
+        placement: how the model is laid over several devices; None: it is on one.
 
     Raises:
         UserError: what is missing, broken or too large.
@@ -236,7 +247,7 @@ def load_session(
     if not isinstance(source, Source):
         source = Source.find(source, access_token=access_token)
     config = source.checkpoint.config
-    dtype = source.checkpoint.dtype if precision is None else dtype_of(precision)
+    dtype = source.dtype(precision)
     if max_new_tokens > config.block_size:
         raise InputError(
             f"max_new_tokens is {max_new_tokens}, more than the context of {config.block_size} tokens that "
@@ -244,17 +255,28 @@ def load_session(
         )
     tokenizer = source.tokenizer()
     style = prompts.choose(source.directory, tokenizer, families.prompt_for(config.name), prompt_style)
-    host = machine(1)
     # the cache is made for what is asked: the weights, and an answer after a short prompt, are what must fit
-    length = min(config.block_size, max_new_tokens + 256)
-    need = estimate.inference_memory(config, dtype.itemsize, 1, length).total
+    length, what = min(config.block_size, max_new_tokens + 256), config.name or str(source.directory)
     if quantize is None:  # else the weights take half or a quarter, by the mode
-        advice = "choose a smaller model, a lower precision, or --quantize"
-        estimate.require_fit(need, host.free_memory(), f"{config.name or source.directory}", advice)
-    device = torch.device(host.accelerator)
-    model = source.model(device, dtype, quantize).eval()
+        _require_fit(placement, config, dtype, length, what)
+    if compile and placement is not None:
+        print("note: not compiled: the model is on several devices", file=sys.stderr)
+    model = source.model(machine(1).accelerator, dtype, quantize, placement).eval()
+    compile = compile and placement is None
     engine = Engine(model, max_rows, n_tokens=tokenizer.vocab_size, compile=compile)
     return Session(config, engine, tokenizer, style)
+
+
+def _require_fit(
+    placement: TensorParallel | Sequential | None, config: Config, dtype: torch.dtype, length: int, what: str
+) -> None:
+    if placement is not None:
+        placement.require_fit(config, dtype, length, what)
+        return
+    need = estimate.inference_memory(config, dtype.itemsize, 1, length).total
+    estimate.require_fit(
+        need, machine(1).free_memory(), what, "choose a smaller model, a lower precision, or --quantize"
+    )
 
 
 def dtype_of(precision: str) -> torch.dtype:
