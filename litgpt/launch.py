@@ -327,12 +327,28 @@ def _require_fresh_start(*work: Any) -> None:
             "several devices read this script again, which would train again: put what it does under "
             "`if __name__ == '__main__':`, or use devices=1"
         )
-    main = sys.modules["__main__"]
-    is_session = getattr(main, "__spec__", None) is None and not hasattr(main, "__file__")
     try:
-        _Sent(io.BytesIO(), is_session).dump(work)
+        _Sent(io.BytesIO(), _is_session()).dump(work)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise InputError(f"this cannot be sent to other devices: {error}; use devices=1") from error
+
+
+def _is_session() -> bool:
+    """Whether this is a notebook, a prompt or a script from a pipe: there is no file that another Python could read."""
+    main = sys.modules["__main__"]
+    return getattr(main, "__spec__", None) is None and not os.path.isfile(getattr(main, "__file__", ""))
+
+
+@contextmanager
+def _no_script() -> Iterator[None]:
+    """Processes that start now do not look for a script that is no file, such as <stdin>."""
+    main = sys.modules["__main__"]
+    file = main.__dict__.pop("__file__", None) if _is_session() else None
+    try:
+        yield
+    finally:
+        if file is not None:
+            main.__file__ = file
 
 
 class _Sent(pickle.Pickler):
@@ -457,6 +473,7 @@ class _Ranks:
 
     def __init__(self, processes: list[BaseProcess], voices: list[Connection]) -> None:
         self.processes, self.voices = processes, voices
+        self.done = threading.Event()
 
     def require_started(self) -> None:
         """Wait until every rank has what it needs; one that could not get it ends the run here, before all meet."""
@@ -465,6 +482,7 @@ class _Ranks:
             if not voice.poll():
                 raise self.verdict()
             voice.recv()
+        threading.Thread(target=self.watch, daemon=True).start()
 
     def verdict(self) -> UserError:
         """Why the run broke, as far as the other ranks know."""
@@ -478,11 +496,11 @@ class _Ranks:
                 return MachineError(f"rank {rank} {_ending(process.exitcode)}; {_GO_ON}")
         return MachineError(f"the connection between the ranks broke; {_GO_ON}")
 
-    def watch(self, done: threading.Event) -> None:
+    def watch(self) -> None:
         """End this process when a rank has died and rank 0 still waits for it inside a library after PATIENCE."""
-        while not done.is_set():
+        while not self.done.is_set():
             wait([p.sentinel for p in self.processes if p.exitcode is None] or [], timeout=1)
-            if any(p.exitcode for p in self.processes) and not done.wait(PATIENCE):
+            if any(p.exitcode for p in self.processes) and not self.done.wait(PATIENCE):
                 error = self.verdict()
                 print(f"error: {error}", file=sys.stderr, flush=True)
                 self.end()
@@ -491,6 +509,7 @@ class _Ranks:
                 return
 
     def end(self) -> None:
+        self.done.set()
         for process in self.processes:
             if process.pid is not None and process.exitcode is None:
                 process.kill()
@@ -505,16 +524,14 @@ def _other_ranks(plan: Plan, port: int, story: Callable[..., Any], job: Any) -> 
         for rank, pipe in enumerate(pipes, start=1)
     ]
     ranks = _Ranks(processes, [pipe[0] for pipe in pipes])
-    done = threading.Event()
     try:
-        for process in processes:
-            process.start()
-        threading.Thread(target=ranks.watch, args=(done,), daemon=True).start()
+        with _no_script():
+            for process in processes:
+                process.start()
         yield ranks
         for process in processes:
             process.join(timeout=PATIENCE)
     finally:
-        done.set()
         ranks.end()
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()

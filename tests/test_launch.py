@@ -231,3 +231,12 @@ def test_a_script_without_a_guard_is_told_of_it(tmp_path: Path) -> None:
     assert ended.returncode == 1
     assert "if __name__ == '__main__'" in ended.stderr
     assert "MachineError: rank 1 ended with status 1 (see above)" in ended.stderr
+
+
+def test_a_script_from_a_pipe_may_start_devices() -> None:
+    lines = "from litgpt import launch", "from tests.test_launch import TWO, act"
+    script = "\n".join((*lines, "print(launch.launch(TWO, '32-true', act, {}))"))
+    ended = subprocess.run(
+        [sys.executable, "-"], input=script, capture_output=True, text=True, cwd=Path(__file__).parents[1], timeout=60
+    )
+    assert ended.stdout == "3.0\n", ended.stderr
