@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from litgpt.generate.answers import Row, Stream
     from litgpt.generate.engine import Engine
     from litgpt.generate.sampling import Sampling
+    from litgpt.generate.session import Source
     from litgpt.model import GPT
     from litgpt.prompts import PromptStyle
     from litgpt.tokenizer import Tokenizer
@@ -90,6 +91,7 @@ class Placement:
     dtype: torch.dtype | None = None  # None: that of the files
     quantize: str | None = None
     max_len: int | None = None  # of prompt and answer together; None: the model's context
+    compile: bool = False
 
 
 class LLM(torch.nn.Module):
@@ -157,6 +159,7 @@ class LLM(torch.nn.Module):
         precision: str | None = None,
         device: str | torch.device | None = None,
         prompt_style: str | PromptStyle | None = None,
+        compile: bool = False,
     ) -> LLM:
         """A model to use or to train.
 
@@ -173,24 +176,31 @@ class LLM(torch.nn.Module):
             precision: 32-true, bf16-true or 16-true; None: as the files are (random: 32-true).
             device: such as "cpu" or "cuda:1", instead of the best one.
             prompt_style: a style, its name or a Jinja file, instead of the checkpoint's own.
+            compile: compile decoding, when the first text is generated, and again after the weights have changed.
 
         Raises:
             UserError: what is missing, unknown, broken or too large.
         """
         from litgpt import prompts
-        from litgpt.generate.session import located
+        from litgpt.generate.session import Source
+        from litgpt.tokenizer import Tokenizer
 
         _require_choice("init", init, ("pretrained", "random"))
         _require_choice("distribute", distribute, ("auto", None))
-        directory = None if init == "random" else located(_path(model), access_token)
-        config = _config_of(model, directory)
-        tokenizer = _tokenizer(tokenizer_dir, directory or _existing(model))
+        directory: Path | None = None
+        if init == "random":
+            config, tokenizer = _described(model)
+        else:
+            source = Source.find(_path(model), access_token=access_token)
+            directory, config, tokenizer = source.directory, source.checkpoint.config, _tokenizer(source)
+        if tokenizer_dir is not None:
+            tokenizer = Tokenizer(tokenizer_dir)
         if isinstance(prompt_style, str):
             if tokenizer is None:
                 raise InputError(f"prompt_style {shown(prompt_style)} needs a tokenizer; give tokenizer_dir")
             prompt_style = prompts.choose(tokenizer.dir, tokenizer, None, prompt_style)
         llm = cls(config, tokenizer=tokenizer, prompt_style=prompt_style, checkpoint_dir=directory)
-        llm.placement = Placement(_device(device or "auto"), _dtype(precision), quantize)
+        llm.placement = Placement(_device(device or "auto"), _dtype(precision), quantize, compile=compile)
         if distribute is not None:
             llm._place(llm.placement)
         return llm
@@ -223,7 +233,7 @@ class LLM(torch.nn.Module):
                 f"{self.config.block_size}, or be max_model_supported"
             )
         dtype = _dtype(precision) or self.placement.dtype
-        self._place(Placement(_device(accelerator), dtype, quantize, longest))
+        self._place(Placement(_device(accelerator), dtype, quantize, longest, self.placement.compile))
 
     def trainer_setup(self, trainer_ckpt: str | Path | None = None) -> None:
         """Get ready for a Lightning Trainer: on the CPU (the Trainer moves it), in fp32 unless a precision was given.
@@ -286,15 +296,17 @@ class LLM(torch.nn.Module):
         model.to(placement.device)
 
     def _read(self, directory: Path, placement: Placement) -> GPT:
-        from litgpt import adapters, checkpoint, estimate
+        from litgpt import estimate
+        from litgpt.generate.session import Source
         from litgpt.launch import memory_errors
 
-        dtype = placement.dtype or checkpoint.open_(_base_of(directory)).dtype
+        source = Source.find(directory)
+        dtype = placement.dtype or source.checkpoint.dtype
         if placement.quantize is None:
             need = estimate.inference_memory(self.config, dtype.itemsize, 1, min(self.config.block_size, 256)).total
             estimate.require_fit(need, _free_memory(placement.device), str(directory), _SMALLER)
         with memory_errors(_SMALLER):
-            return adapters.load_model(directory, device=placement.device, dtype=dtype, quantize=placement.quantize)
+            return source.model(placement.device, dtype, placement.quantize)
 
     def _drawn(self, placement: Placement) -> GPT:
         from litgpt import estimate, weights
@@ -449,8 +461,7 @@ class LLM(torch.nn.Module):
         if stops or not return_as_token_ids:
             self._require_tokenizer()
         with self._decoding.lock:
-            engine = self._engine()
-            engine.max_rows = batch_size
+            engine = self._engine(min(batch_size, max(len(ids) * n, 1)) if self.placement.compile else batch_size)
             answers = Stream(self._decoding, engine, n, many, return_as_token_ids)
             for one, name in zip(ids, names, strict=True):
                 answers.rows += self._submit(engine, one, samplings, max_new_tokens, stops, name if many else "")
@@ -538,10 +549,13 @@ class LLM(torch.nn.Module):
             Row(r, None if tokenizer is None else tokenizer.stream(ids), StopAutomaton[str](stops)) for r in requests
         ]
 
-    def _engine(self) -> Engine:
+    def _engine(self, max_rows: int) -> Engine:
         """Called under the lock."""
         n_tokens = None if self.tokenizer is None else self.tokenizer.vocab_size
-        return self._decoding.engine(self._placed, self.placement.max_len, n_tokens)
+        place = self.placement
+        return self._decoding.engine(
+            self._placed, max_rows, max_len=place.max_len, n_tokens=n_tokens, compile=place.compile
+        )
 
     # -- what the model makes of a text
 
@@ -682,7 +696,10 @@ class LLM(torch.nn.Module):
         return self.save(out_dir.with_name(f"{out_dir.name}-base"))
 
     def _describe_from(self, directory: Path) -> None:
-        self._describe(_config_of(directory, directory), _tokenizer(None, directory), None, directory)
+        from litgpt.generate.session import Source
+
+        source = Source.find(directory)
+        self._describe(source.checkpoint.config, _tokenizer(source), None, source.directory)
 
     # -- saving
 
@@ -773,46 +790,30 @@ def _path(model: Any) -> str | Path:
     return model
 
 
-def _config_of(model: Any, directory: Path | None) -> Config:
-    """The config of a checkpoint, or where there is none of what is named."""
-    from litgpt.config import Config
-
-    if isinstance(model, Config) and directory is None:
-        return model
-    place = directory or _existing(model)
-    return Config.from_name(str(_path(model))) if place is None else Config.from_checkpoint(_base_of(place))
-
-
-def _base_of(directory: Path) -> Path:
-    """The directory that describes the model: this one, or that of the model an adapter is for."""
-    from litgpt import adapters
-
-    adapter = adapters.find(directory)
-    return directory if adapter is None else adapter.find_base()
-
-
-def _existing(model: Any) -> Path | None:
-    """A directory that lies here under this name, for a random model."""
+def _described(model: Any) -> tuple[Config, Tokenizer | None]:
+    """What a random model is to be: a `Config`, one of the registered names, or as a directory says."""
     from litgpt.checkpoint import find
-
-    try:
-        return find(model) if isinstance(model, (str, Path)) else None
-    except MissingError:
-        return None
-
-
-def _tokenizer(given: str | Path | None, directory: Path | None) -> Tokenizer | None:
-    """The tokenizer that was given, else the directory's, if it has one."""
+    from litgpt.config import Config
     from litgpt.tokenizer import Tokenizer
 
-    if given is not None:
-        return Tokenizer(given)
-    for place in () if directory is None else (directory, _base_of(directory)):
-        try:
-            return Tokenizer(place)
-        except MissingError:  # a model without text, perhaps: whoever needs one will be told
-            continue
-    return None
+    if isinstance(model, Config):
+        return model, None
+    try:
+        place = find(_path(model))
+    except MissingError:
+        return Config.from_name(str(model)), None
+    try:
+        return Config.from_checkpoint(place), Tokenizer(place)
+    except MissingError:
+        return Config.from_checkpoint(place), None
+
+
+def _tokenizer(source: Source) -> Tokenizer | None:
+    """The tokenizer of a checkpoint; None where it has none: whoever needs one will be told."""
+    try:
+        return source.tokenizer()
+    except MissingError:
+        return None
 
 
 def _device(name: str | torch.device) -> torch.device:

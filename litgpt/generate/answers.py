@@ -33,13 +33,17 @@ class Decoding:
     def __reduce__(self) -> Any:
         return Decoding, ()  # a copy of what owns it begins anew
 
-    def engine(self, model: GPT, max_len: int | None, n_tokens: int | None) -> Engine:
+    def engine(self, model: GPT, max_rows: int, **settings: Any) -> Engine:
         """An engine that knows nothing other weights have computed. Called under the lock. Arguments as `Engine`'s."""
         weights = [(parameter.data_ptr(), parameter._version) for parameter in model.parameters()]
-        if self.current is None or self.current.model is not model or weights != self.weights:
-            self.current = Engine(model, max_len=max_len, n_tokens=n_tokens)
+        known = self.current
+        # the rows of compiled decoding are fixed
+        fits = known is not None and (known.compiled is None or known.max_rows == max_rows)
+        if known is None or not fits or known.model is not model or weights != self.weights:
+            self.current = known = Engine(model, max_rows, **settings)
             self.weights = weights
-        return self.current
+        known.max_rows = max_rows
+        return known
 
     def forget(self) -> None:
         """What was computed for answers to come may not hold any more."""
