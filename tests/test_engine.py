@@ -403,7 +403,7 @@ def test_two_streams_read_in_turn_lose_nothing(model):
         assert [next(stream, None) for stream in streams] == [None, None]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=3), max_size=3), st.integers(0, 20))
 def test_stops_end_rows_where_naive_search_finds_them(stops, seed):
     model = few_words()

@@ -216,6 +216,30 @@ def test_a_full_context_forgets_the_oldest_exchange_and_says_so(checkpoint, monk
     assert "error" not in err
 
 
+def test_a_compiled_chat_says_what_one_that_is_not_compiled_says(checkpoint, monkeypatch, capsys):
+    monkeypatch.setattr("litgpt.generate.compiled.BACKEND", "eager")
+    said = []
+    for compile in (False, True):
+        say(monkeypatch, "one\ntwo\n")
+        chat.main(checkpoint, max_new_tokens=5, temperature=0, compile=compile)
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1]
+
+
+@pytest.mark.parametrize("mode", ["bnb.nf4", "torchao.int8"])
+def test_quantized_weights_answer_too(checkpoint, capsys, mode):
+    generate.main(checkpoint, "The mill", max_new_tokens=6, temperature=0, quantize=mode)
+    assert capsys.readouterr().out.startswith("The mill")
+
+
+def test_an_answer_ends_where_the_context_does(checkpoint, monkeypatch, capsys):
+    say(monkeypatch, "the river ran past the mill and the mill\n")
+    chat.main(checkpoint, max_new_tokens=60)
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert out.strip()
+
+
 def test_a_message_of_many_lines(checkpoint, monkeypatch, capsys):
     heard: list[str] = []
     monkeypatch.setattr(chat.Chat, "say", lambda self, message: heard.append(message))
