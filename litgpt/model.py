@@ -25,6 +25,7 @@ from torch.utils.checkpoint import checkpoint
 from typing_extensions import Self
 
 from litgpt.config import Config
+from litgpt.cpu import attend_documents
 from litgpt.errors import InputError
 from litgpt.loss import Loss, linear_cross_entropy
 
@@ -126,6 +127,8 @@ class GPT(nn.Module):
         Raises:
             InputError: more tokens than the context length.
         """
+        if targets is not None and doc_ids is not None and _is_on_host(doc_ids):
+            idx, input_pos, doc_ids, targets = without_padding(idx, input_pos, doc_ids, targets)
         x = self.hidden(idx, input_pos, cache=cache, doc_ids=doc_ids, last_only=last_only)
         if targets is not None:
             softcap = self.config.final_logit_softcapping
@@ -174,9 +177,13 @@ class GPT(nn.Module):
     def share(self, idx: Tensor, input_pos: Tensor | None, cache: KVCache | None, doc_ids: Tensor | None) -> Shared:
         """What all layers of one forward have in common: positions, rotations, who may attend to whom."""
         documents = None if cache is None else cache.documents
-        length = idx.size(1) if documents is None else max(length for _, length in documents)
+        if documents is not None:
+            rows: list[list[int]] | None = [[length for _, length in documents]]
+        else:
+            rows = None if doc_ids is None else _documents(doc_ids)
+        length = idx.size(1)
         limit = self.config.block_size if cache is None else cache.max_len
-        if length > limit:
+        if (length if rows is None else max(map(max, rows))) > limit:
             raise InputError(f"{length} tokens do not fit into {limit}, the longest sequence this model (cache) takes")
         positions = torch.arange(length, device=idx.device) if input_pos is None else input_pos
         # looking at positions is free on the CPU; on other devices it would make the host wait
@@ -191,10 +198,6 @@ class GPT(nn.Module):
         dtype = self.wte.weight.dtype
         turns = self.rope(positions, reach, dtype)
         local_turns = turns if self.local_rope is None else self.local_rope(positions, None, dtype)
-        if documents is not None:
-            rows: list[list[int]] | None = [[length for _, length in documents]]
-        else:
-            rows = None if doc_ids is None else _documents(doc_ids)
         return Shared(positions, turns, local_turns, fresh or cache is None, span, doc_ids, rows)
 
     def reach(self, positions: Tensor, cache: KVCache | None, doc_ids: Tensor | None) -> Tensor:
@@ -291,9 +294,29 @@ class Shared:
 
 def _documents(doc_ids: Tensor) -> list[list[int]] | None:
     """Lengths of the documents of each row of (B, T), or None where looking would make the host wait."""
-    if doc_ids.device.type != "cpu" or torch.compiler.is_compiling():
+    if not _is_on_host(doc_ids):
         return None
     return [torch.unique_consecutive(row, return_counts=True)[1].tolist() for row in doc_ids]
+
+
+def _is_on_host(t: Tensor) -> bool:
+    """Whether the values of `t` can be looked at for nothing."""
+    return t.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def without_padding(
+    idx: Tensor, input_pos: Tensor | None, doc_ids: Tensor, targets: Tensor
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    """The same documents in one row (1, N) without padding, which would be computed for nothing; all are (B, T)."""
+    kept = doc_ids >= 0
+    if kept.all() or not kept.any():
+        return idx, input_pos, doc_ids, targets
+    positions = torch.arange(idx.size(1), device=idx.device) if input_pos is None else input_pos
+    apart = doc_ids + torch.arange(len(doc_ids), device=doc_ids.device).unsqueeze(1) * (idx.size(1) + 1)
+    numbers = torch.unique_consecutive(apart[kept], return_inverse=True)[1]  # documents of several rows, from 0 again
+    row = (t[kept].unsqueeze(0) for t in (idx, positions.expand_as(idx), targets))
+    ids, places, labels = row
+    return ids, places, numbers.unsqueeze(0), labels
 
 
 # -------------------------------------------------------------------------------------------------------------- blocks
@@ -535,6 +558,9 @@ def attend_own(
     if shared.documents is None:
         mask = shared.own_mask(q.size(2), window, q.device)
         return attend(q, k, v, mask=mask, causal=mask is None, scale=scale, softcap=softcap)
+    longest = max(max(lengths) for lengths in shared.documents)
+    if q.device.type == "cpu" and softcap is None and (window is None or longest <= window):
+        return attend_documents(q, k, v, shared.documents, scale)
     rows = []
     for row, lengths in enumerate(shared.documents):
         parts = []

@@ -25,8 +25,7 @@ ROOMS = """
     generate.sampling generate.compiled generate.engine generate.answers generate.session generate.* generate
     run_state training job pretrain finetune.* finetune
     chat.* chat eval.* eval deploy.* deploy scripts.* scripts
-    api
-    recipe signature legacy request parser usage cli __main__
+    recipe signature legacy request parser usage api cli __main__
 """
 ORDER = ROOMS.split()
 
