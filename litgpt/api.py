@@ -84,7 +84,7 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Placement:
+class Place:
     """Where and how the weights of an `LLM` are held."""
 
     device: torch.device
@@ -124,7 +124,7 @@ class LLM(torch.nn.Module):
 
         self._describe(config, tokenizer, prompt_style, checkpoint_dir)
         self.model = None
-        self.placement = Placement(torch.device("cpu"))
+        self.place = Place(torch.device("cpu"))
         self._saved: set[Path] = set()
         self._decoding = Decoding()
         self.register_load_state_dict_pre_hook(_add_model_to_names)
@@ -200,9 +200,9 @@ class LLM(torch.nn.Module):
                 raise InputError(f"prompt_style {shown(prompt_style)} needs a tokenizer; give tokenizer_dir")
             prompt_style = prompts.choose(tokenizer.dir, tokenizer, None, prompt_style)
         llm = cls(config, tokenizer=tokenizer, prompt_style=prompt_style, checkpoint_dir=directory)
-        llm.placement = Placement(_device(device or "auto"), _dtype(precision), quantize, compile=compile)
+        llm.place = Place(_device(device or "auto"), _dtype(precision), quantize, compile=compile)
         if distribute is not None:
-            llm._place(llm.placement)
+            llm._place(llm.place)
         return llm
 
     def distribute(
@@ -232,8 +232,8 @@ class LLM(torch.nn.Module):
                 f"fixed_kv_cache_size is {shown(longest)}; it must lie between 1 and the model's context, "
                 f"{self.config.block_size}, or be max_model_supported"
             )
-        dtype = _dtype(precision) or self.placement.dtype
-        self._place(Placement(_device(accelerator), dtype, quantize, longest, self.placement.compile))
+        dtype = _dtype(precision) or self.place.dtype
+        self._place(Place(_device(accelerator), dtype, quantize, longest, self.place.compile))
 
     def trainer_setup(self, trainer_ckpt: str | Path | None = None) -> None:
         """Get ready for a Lightning Trainer: on the CPU (the Trainer moves it), in fp32 unless a precision was given.
@@ -241,11 +241,9 @@ class LLM(torch.nn.Module):
         Args:
             trainer_ckpt: a `.ckpt` file that the Trainer wrote, whose weights to take up.
         """
-        if self.placement.quantize is not None:
-            raise InputError(
-                f"a model in {self.placement.quantize} is not trained as a whole; load it without quantize"
-            )
-        self._place(Placement(torch.device("cpu"), self.placement.dtype or torch.float32))
+        if self.place.quantize is not None:
+            raise InputError(f"a model in {self.place.quantize} is not trained as a whole; load it without quantize")
+        self._place(Place(torch.device("cpu"), self.place.dtype or torch.float32))
         if trainer_ckpt is not None:
             self._take_weights(Path(trainer_ckpt))
         self.train()
@@ -267,57 +265,59 @@ class LLM(torch.nn.Module):
         except RuntimeError as error:  # torch lists names and shapes that differ
             raise InputError(f"trainer_ckpt {path} is of another model than {self.config.name}: {error}") from None
 
-    def _place(self, placement: Placement) -> None:
+    def _place(self, place: Place) -> None:
         """Load, draw or move the model."""
-        if self.model is not None and placement.quantize == self.placement.quantize:
-            self._move(self.model, placement)
+        if self.model is not None and place.quantize == self.place.quantize:
+            self._move(self.model, place)
         elif self.checkpoint_dir is None:
-            if placement.quantize is not None:
-                raise InputError(f"quantize {placement.quantize} is for a model in files; save this one, load it again")
-            self.model = self._drawn(placement)
+            if place.quantize is not None:
+                raise InputError(f"quantize {place.quantize} is for a model in files; save this one, load it again")
+            self.model = self._drawn(place)
         else:
             if self.model is not None and not self._is_as_in_files():
                 raise InputError(
                     f"the weights are not those of {self.checkpoint_dir} any more; save the model, then load it with "
-                    f"quantize {placement.quantize}"
+                    f"quantize {place.quantize}"
                 )
             self.model = None  # the old one goes before the new one comes
-            self.model = self._read(self.checkpoint_dir, placement)
+            self.model = self._read(self.checkpoint_dir, place)
             self.config = self.model.config  # a merged head is not tied any more
-        self.placement = placement
+        self.place = place
         self._decoding.forget()
         self.eval()
 
-    def _move(self, model: GPT, placement: Placement) -> None:
-        if placement.quantize is None and placement.dtype is not None:
+    def _move(self, model: GPT, place: Place) -> None:
+        if place.quantize is None and place.dtype is not None:
             for parameter in model.parameters():  # not `.to(dtype)`: buffers keep their precision
-                parameter.data = parameter.data.to(placement.dtype)
+                parameter.data = parameter.data.to(place.dtype)
             model.tie_weights()
-        model.to(placement.device)
+        model.to(place.device)
 
-    def _read(self, directory: Path, placement: Placement) -> GPT:
+    def _read(self, directory: Path, place: Place) -> GPT:
         from litgpt import estimate
         from litgpt.generate.session import Source
         from litgpt.launch import memory_errors
 
         source = Source.find(directory)
-        dtype = placement.dtype or source.checkpoint.dtype
-        if placement.quantize is None:
+        dtype = place.dtype or source.checkpoint.dtype
+        if place.quantize is None:
             need = estimate.inference_memory(self.config, dtype.itemsize, 1, min(self.config.block_size, 256)).total
-            estimate.require_fit(need, _free_memory(placement.device), str(directory), _SMALLER)
+            estimate.require_fit(need, _free_memory(place.device), str(directory), _SMALLER)
         with memory_errors(_SMALLER):
-            return source.model(placement.device, dtype, placement.quantize)
+            model = source.model(place.device, dtype, place.quantize)
+        # an adapter comes frozen, here all trains; of quantized weights nothing can
+        return model.requires_grad_() if place.quantize is None else model
 
-    def _drawn(self, placement: Placement) -> GPT:
+    def _drawn(self, place: Place) -> GPT:
         from litgpt import estimate, weights
 
-        dtype = placement.dtype or torch.float32
+        dtype = place.dtype or torch.float32
         need = estimate.parameters(self.config).total * dtype.itemsize
-        estimate.require_fit(need, _free_memory(placement.device), self.config.name or "the model", _SMALLER)
+        estimate.require_fit(need, _free_memory(place.device), self.config.name or "the model", _SMALLER)
         model = weights.outline(self.config)
         for parameter in model.parameters():
             parameter.data = parameter.data.to(dtype)
-        model.to_empty(device=placement.device)
+        model.to_empty(device=place.device)
         model.init_weights()
         return model
 
@@ -327,7 +327,7 @@ class LLM(torch.nn.Module):
 
         if self.checkpoint_dir is None or adapters.find(self.checkpoint_dir) is not None:
             return False
-        if self.placement.quantize is not None:
+        if self.place.quantize is not None:
             return True  # what is quantized does not train
         state = self._placed.state_dict()
         dtype = self._placed.wte.weight.dtype
@@ -343,7 +343,7 @@ class LLM(torch.nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the model is, or is to be."""
-        return self.placement.device if self.model is None else self.model.wte.weight.device
+        return self.place.device if self.model is None else self.model.wte.weight.device
 
     @property
     def preprocessor(self) -> Preprocessor:
@@ -461,7 +461,7 @@ class LLM(torch.nn.Module):
         if stops or not return_as_token_ids:
             self._require_tokenizer()
         with self._decoding.lock:
-            engine = self._engine(min(batch_size, max(len(ids) * n, 1)) if self.placement.compile else batch_size)
+            engine = self._engine(min(batch_size, max(len(ids) * n, 1)) if self.place.compile else batch_size)
             answers = Stream(self._decoding, engine, n, many, return_as_token_ids)
             for one, name in zip(ids, names, strict=True):
                 answers.rows += self._submit(engine, one, samplings, max_new_tokens, stops, name if many else "")
@@ -552,7 +552,7 @@ class LLM(torch.nn.Module):
     def _engine(self, max_rows: int) -> Engine:
         """Called under the lock."""
         n_tokens = None if self.tokenizer is None else self.tokenizer.vocab_size
-        place = self.placement
+        place = self.place
         return self._decoding.engine(
             self._placed, max_rows, max_len=place.max_len, n_tokens=n_tokens, compile=place.compile
         )
@@ -677,8 +677,8 @@ class LLM(torch.nn.Module):
         source = self._source(out_dir)
         if out_dir in source.resolve().parents:
             raise InputError(f"out_dir {out_dir} holds the model that is finetuned ({source}); give another one")
-        if self.placement.quantize is not None:
-            options = {"quantize": self.placement.quantize, **options}
+        if self.place.quantize is not None:
+            options = {"quantize": self.place.quantize, **options}
         arguments = _arguments(setup, {"checkpoint_dir": source, "out_dir": out_dir, **options})
         self._describe_from(source)
         self.model = None  # the training has a model of its own; this one is in files
@@ -686,7 +686,7 @@ class LLM(torch.nn.Module):
             setup(**{**arguments, "data": _data_module(data)})
             self._describe_from(out_dir / "final")
         finally:
-            self._place(self.placement)
+            self._place(self.place)
         return out_dir / "final"
 
     def _source(self, out_dir: Path) -> Path:
@@ -722,10 +722,8 @@ class LLM(torch.nn.Module):
 
         if out_dir is None:
             raise InputError("out_dir is missing; give the directory to write")
-        if self.placement.quantize is not None:
-            raise InputError(
-                f"a model in {self.placement.quantize} is not saved; load it without quantize, then save it"
-            )
+        if self.place.quantize is not None:
+            raise InputError(f"a model in {self.place.quantize} is not saved; load it without quantize, then save it")
         target = Path(out_dir).resolve()
         is_own = target in self._saved or (self.checkpoint_dir is not None and target == self.checkpoint_dir.resolve())
         adapter = None if self.checkpoint_dir is None else adapters.find(self.checkpoint_dir)

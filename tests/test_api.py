@@ -473,6 +473,7 @@ def test_finetuning_twice_in_one_process_leaves_the_finetuned_model_and_argv(roo
     tuned = llm(ids)
     assert (first, llm.checkpoint_dir) == (tmp_path / "one/final", first)
     assert llm.prompt_style.name == "alpaca"
+    assert all(parameter.requires_grad for parameter in llm.parameters())
     assert not torch.equal(tuned, base)
     assert torch.equal(LLM.load(first)(ids), tuned)
     assert llm.generate("Say 3", max_new_tokens=3) is not None
