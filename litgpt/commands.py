@@ -34,9 +34,12 @@ SECTIONS: dict[str, dict[str, Command]] = {
         "generate_full": ("litgpt.generate.full:main", "Generate with a fully finetuned model (as generate)"),
         "generate_adapter": ("litgpt.generate.adapter:main", "Generate with an adapter (as generate)"),
         "generate_adapter_v2": ("litgpt.generate.adapter_v2:main", "Generate with an adapter v2 (as generate)"),
-        "generate_sequentially": (None, "Generate with the layers spread over several devices"),
+        "generate_sequentially": (
+            "litgpt.generate.sequentially:main",
+            "Generate with the layers spread over several devices",
+        ),
         "generate_speculatively": (None, "Generate with a small draft model that a large one checks"),
-        "generate_tp": (None, "Generate with every layer split over several devices"),
+        "generate_tp": ("litgpt.generate.tp:main", "Generate with every layer split over several devices"),
         "serve": (None, "Serve a model over HTTP"),
     },
     "Check": {

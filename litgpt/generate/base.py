@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from litgpt.generate.answers import Row
     from litgpt.generate.sampling import Sampling
     from litgpt.generate.session import Messages, Session
+    from litgpt.placement.sequential import Sequential
+    from litgpt.placement.tensor_parallel import TensorParallel
 
 Quantization = Literal[
     "bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq", "bnb.int8", "torchao.int8", "torchao.int4"
@@ -76,6 +78,36 @@ def main(
         precision: 32-true, bf16-true or 16-true; by default what the files hold.
         compile: Compile the model first: slow to start, faster from then on.
     """
+    answer(**locals())
+
+
+def answer(
+    checkpoint_dir: Path,
+    prompt: str,
+    *,
+    sys_prompt: str | None,
+    num_samples: int,
+    max_new_tokens: int,
+    top_k: int | None,
+    top_p: float,
+    temperature: float,
+    min_p: float,
+    repetition_penalty: float,
+    presence_penalty: float,
+    frequency_penalty: float,
+    logit_bias: dict | None,
+    stop: list[str] | None,
+    seed: int,
+    prompts_file: Path | None,
+    output: Path | None,
+    batch_size: int,
+    prompt_style: str | None,
+    quantize: Quantization | None,
+    precision: str | None,
+    compile: bool,
+    placement: Sequential | TensorParallel | None = None,
+) -> None:
+    """What `litgpt generate` does, with the model on one device or on several."""
     # here, so that --help does not wait for torch
     from litgpt.generate.sampling import Sampling
     from litgpt.generate.session import conversation, load_session
@@ -102,6 +134,7 @@ def main(
         prompt_style=prompt_style,
         max_new_tokens=max_new_tokens,
         max_rows=min(batch_size, num_samples * max(len(tasks), 1)),
+        placement=placement,
     )
     if prompts_file is None and output is None:
         show(session, tasks[0][2], samplings, max_new_tokens=max_new_tokens, stop=stop or ())

@@ -52,6 +52,11 @@ def in_precision(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.to(dtype) if name.endswith((".weight", ".bias")) else tensor
 
 
+def free_memory(device: torch.device, sharers: int = 1) -> int:
+    """Bytes that are free on a device, or each one's share where several lie in the memory of this host."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else estimate.available_memory() // sharers
+
+
 def require_fit(need: int, have: int, what: str) -> None:
     """Refuse, before anything is read, what the memory of a device does not hold."""
     estimate.require_fit(need, have, what, "choose more devices, a smaller model, a lower precision, or --quantize")

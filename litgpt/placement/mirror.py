@@ -97,10 +97,6 @@ class Mirror:
             gone, self.gone = self.gone, []
             self.channel.send((gone, *message))
 
-    def stop(self) -> None:
-        """Let the other ranks go."""
-        self.tell("stop")
-
     @contextmanager
     def _inside(self) -> Iterator[None]:
         self.depth += 1

@@ -22,7 +22,7 @@ from litgpt import estimate, weights
 from litgpt.config import Config
 from litgpt.errors import InputError
 from litgpt.model import GPT, KVCache, Shared
-from litgpt.placement.base import require_fit
+from litgpt.placement.base import free_memory, require_fit
 
 
 class SpreadGPT(GPT):
@@ -120,6 +120,12 @@ class Sequential:
     room: tuple[int, ...]
     cuts = False
 
+    @staticmethod
+    def over(kind: str, n: int) -> Sequential:
+        """Over `n` devices of a kind: GPUs, or for a trial as many names for the one CPU."""
+        devices = tuple(torch.device(kind, i) if kind == "cuda" else torch.device(kind) for i in range(n))
+        return Sequential(devices, tuple(free_memory(device, sharers=n) for device in devices))
+
     def require_fit(self, config: Config, dtype: torch.dtype, length: int, what: str) -> None:
         """Refuse what some device cannot hold of the model, and of an answer of `length` tokens."""
         model = self.outline(config)
@@ -129,8 +135,8 @@ class Sequential:
             need[model.home(name)] += parameter.numel() * dtype.itemsize
         for device in model.devices:
             need[device] += memory.cache // config.n_layer
-        for device, room in zip(self.devices, self.room, strict=True):
-            room += sum(r for d, r in zip(self.devices, self.room, strict=True) if d == device) - room
+        for device in need:
+            room = sum(r for d, r in zip(self.devices, self.room, strict=True) if d == device)
             require_fit(need[device], room, f"{what}: what is to be on {device}")
 
     def outline(self, config: Config) -> SpreadGPT:
@@ -152,6 +158,3 @@ class Sequential:
         for rope in (model.rope, model.local_rope):
             if rope is not None:
                 rope.to(model.wte.weight.device)
-
-    def __str__(self) -> str:
-        return " -> ".join(map(str, self.devices))

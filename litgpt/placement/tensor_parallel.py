@@ -24,15 +24,18 @@ from litgpt import estimate, weights
 from litgpt.config import Config
 from litgpt.errors import InputError
 from litgpt.model import GPT, Attention, Block, KVCache, join_qkv, known, split_qkv
-from litgpt.placement.base import in_precision, require_fit
-from litgpt.placement.mirror import Mirror
+from litgpt.placement.base import free_memory, in_precision, require_fit
+from litgpt.placement.mirror import Channel, Mirror, follow
 
 
 class Ranks(Protocol):
     """Those who hold the parts of one model."""
 
-    rank: int
-    size: int
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def size(self) -> int: ...
 
     def sum(self, x: Tensor) -> Tensor:
         """The sum of the ranks' tensors, for all of them; `x` may be overwritten."""
@@ -272,7 +275,16 @@ class TensorParallel:
     ranks: Ranks
     device: torch.device
     room: int  # free bytes of it
+    channel: Channel | None = None  # over which rank 0 tells the others what to do; None: all of them know
+    mirror: Mirror | None = None  # rank 0's end of it
     cuts = True
+
+    @staticmethod
+    def here(device: torch.device) -> TensorParallel:
+        """Over the processes of this host, which all make one at the same time; rank 0 is to have the engine."""
+        ranks, channel = ProcessRanks.here(), Channel()
+        room = free_memory(device, sharers=ranks.size)
+        return TensorParallel(ranks, device, room, channel, Mirror(channel) if ranks.rank == 0 else None)
 
     def require_fit(self, config: Config, dtype: torch.dtype, length: int, what: str) -> None:
         """Refuse what does not fit on this device: its part, and an answer of `length` tokens."""
@@ -282,6 +294,16 @@ class TensorParallel:
         need = held + memory.activations + memory.cache
         require_fit(need, self.room, f"{what}, cut for {self.ranks.size} devices, on each of them")
 
+    def follow(self, model: GPT) -> None:
+        """On the other ranks: do what rank 0 does with its part, until it has done."""
+        assert self.channel is not None
+        follow(model, self.channel)
+
+    def release(self) -> None:
+        """On rank 0: let the others go."""
+        assert self.mirror is not None
+        self.mirror.tell("stop")
+
     def outline(self, config: Config) -> PartGPT:
         return weights.outline(config, lambda config: PartGPT(config, self.ranks))
 
@@ -290,3 +312,4 @@ class TensorParallel:
 
     def settle(self, model: PartGPT) -> None:
         model.requires_grad_(False).to(self.device)
+        model.mirror = self.mirror
