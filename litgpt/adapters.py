@@ -9,6 +9,7 @@ A directory of PEFT with its files on top is read as well, and what LitGPT 0.5 l
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -65,8 +66,12 @@ class AdapterDir:
                     return checkpoint.find(place)
             except MissingError:
                 continue
-        was = "is not written down" if self.base is None else f"was '{self.base}' and is not there any more"
-        raise MissingError(f"{self.home}: the base model of this adapter {was}; say where it is: {BASE_OPTION} DIR")
+        was = "is not written down" if self.base is None else f"was {self.base[:1000]!r} and is not there"
+        on_hub = self.base is not None and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", self.base)
+        hint = f", or run: litgpt download {self.base}" if on_hub else ""
+        raise MissingError(
+            f"{self.home}: the base model of this adapter {was}; say where it is: {BASE_OPTION} DIR{hint}"
+        )
 
 
 def find(path: str | Path) -> AdapterDir | None:

@@ -22,6 +22,7 @@ from litgpt.methods import lora, peft
 from litgpt.methods.base import Method
 from litgpt.methods.lora import LoRA, LoRALinear
 from litgpt.model import GPT, qkv_rows
+from litgpt.scripts import convert_to_litgpt
 from tests.makers.checkpoints import CONFIGS, edit_json, random_gpt
 from tests.makers.methods import EVERYWHERE, METHODS, disturb, finetuned, logits
 from tests.makers.tokenizers import train_tiny_tokenizer
@@ -163,6 +164,10 @@ def test_experts_by_the_names_of_earlier_transformers_open_here_as_in_peft(tmp_p
         ({"bias": "all"}, "bias is 'all', must be none"),
         ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights is 'pissa_niter_4', which changes the base"),
         ({"layer_replication": [[0, 2]]}, "layer_replication is"),
+        ({"lora_alpha": "8"}, "'lora_alpha' is '8', must be a number"),
+        ({"alpha_pattern": {"q_proj": None}}, "'q_proj' is None, must be a number"),
+        ({"alpha_pattern": {"q_(proj": 3}}, "alpha_pattern is .* must map patterns to numbers"),
+        ({"alpha_pattern": [3]}, "alpha_pattern is .3., must map patterns to numbers"),
     ],
 )
 def test_what_is_not_plain_lora_is_refused_by_name(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
@@ -285,6 +290,19 @@ def test_a_base_that_moved_is_named_with_the_option_that_says_where(tmp_path: Pa
     assert f"'{tmp_path / 'base'}'" in str(error.value)
     assert "--pretrained_checkpoint_dir" in str(error.value)
     close(adapters.load_model(final, base=tmp_path / "elsewhere"), logits(model))
+    edit_json(final / "adapter" / "adapter_config.json", base_model_name_or_path="org/model")
+    with pytest.raises(
+        MissingError, match=r"was 'org/model' .*--pretrained_checkpoint_dir DIR, or run: litgpt download org/model"
+    ):
+        adapters.load_model(final / "adapter")
+
+
+@pytest.mark.parametrize("method", ["lora", "adapter"])
+def test_a_conversion_is_told_what_an_adapter_is(method: str, tmp_path: Path) -> None:
+    final, _ = result(tmp_path, LLAMA, METHODS[method])
+    for place in (final, final / "adapter"):
+        with pytest.raises(InputError, match=r"belongs to an adapter.*litgpt merge_lora"):
+            convert_to_litgpt.main(place)
 
 
 def test_another_base_is_refused(tmp_path: Path) -> None:

@@ -256,12 +256,26 @@ def require_readable(config: Mapping[str, Any], where: object) -> None:
             )
     if config.get("bias", "none") != "none":
         raise InputError(f"{where}: bias is {shown(config['bias'])}, must be none; merge it with peft first")
+    for name, alpha in {"lora_alpha": config.get("lora_alpha", 8), **_alphas(config, where)}.items():
+        if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
+            raise InputError(f"{where}: {shown(name)} is {shown(alpha)}, must be a number; copy the adapter again")
     init = config.get("init_lora_weights", True)
     if init not in _PLAIN_INITS:
         raise InputError(
             f"{where}: init_lora_weights is {shown(init)}, which changes the base model's weights; merge it with peft "
             "first, or convert it to plain LoRA as peft's documentation shows"
         )
+
+
+def _alphas(config: Mapping[str, Any], where: object) -> Mapping[str, Any]:
+    """Patterns of modules' names that have an alpha of their own."""
+    patterns = config.get("alpha_pattern") or {}
+    try:
+        for pattern, _ in patterns.items():
+            re.compile(pattern)
+    except (AttributeError, TypeError, re.error, RecursionError):
+        raise InputError(f"{where}: alpha_pattern is {shown(patterns)}, must map patterns to numbers") from None
+    return cast(Mapping[str, Any], patterns)
 
 
 def attach(model: GPT, config: Mapping[str, Any], tensors: Mapping[str, Tensor], where: object) -> None:
@@ -350,7 +364,7 @@ def _one_or_experts(
         scale = _scale(config, stem, a.size(0))
         yield Adapted(_in_memory(name), a, b, scale, parts.get("lora_magnitude_vector"))
         return
-    kinds = [t.rpartition(".")[2] for t in config.get("target_parameters") or []]
+    kinds = [str(target).rpartition(".")[2] for target in config.get("target_parameters") or []]
     both = {"gate_up_proj", "down_proj"} <= set(kinds)
     is_gate_up = bool(match[2]) if both else "gate_up_proj" in kinds
     if not ours.n_expert or a.size(0) % ours.n_expert or a.size(0) != b.size(1):

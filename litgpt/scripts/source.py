@@ -21,7 +21,8 @@ from litgpt.storage import inside, read_json, verify, write_json
 
 LIT_MODEL = "lit_model.pth"
 TOKENIZERS = ("tokenizer.json", "tokenizer.model")
-ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin", "adapter_config.json", LIT_MODEL + ".*")
+_ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin", "adapter_config.json", "litgpt_adapter.json")
+ADAPTER_FILES = (*_ADAPTERS, *(f"adapter/{name}" for name in _ADAPTERS), LIT_MODEL + ".*")
 ADAPTER_TENSORS = ("lora_", "adapter_", "gating_factor")
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _AT_ONCE = 1 << 20  # elements
