@@ -1,5 +1,6 @@
 """The README's commands, run as they stand there on a text of one's own; only the training is cut short."""
 
+import json
 import os
 import re
 import subprocess
@@ -9,20 +10,26 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).parents[1]
-SHORTER = {"litgpt pretrain": " --train.max_steps 3 --train.lr_warmup_steps 1 --train.save_interval 0"}
+SHORT_RUN = " --train.max_steps 3 --train.lr_warmup_steps 1 --train.save_interval 0"
+SHORTER = {
+    "litgpt pretrain": SHORT_RUN,
+    "litgpt finetune": f"{SHORT_RUN} --train.max_seq_length 64 --eval.max_new_tokens 4",
+}
+ANSWERS = [{"instruction": f"What is {i} and one?", "output": f"It is {i + 1}."} for i in range(24)]
 
 
 def commands() -> list[str]:
-    """The lines of the block that is marked as tested, continuation lines joined."""
-    block = re.search(r"<!-- tested -->\n```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert block, "the README has no tested block"
-    return block[1].replace("\\\n", " ").strip().splitlines()
+    """The lines of the blocks that are marked as tested, continuation lines joined."""
+    blocks = re.findall(r"<!-- tested -->\n```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert len(blocks) == 2, "the README has no tested blocks"
+    return "".join(blocks).replace("\\\n", " ").strip().splitlines()
 
 
 def test_the_readme_leads_from_a_text_to_a_model_one_can_talk_to(tmp_path):
     text = (ROOT / "config_hub/pretrain/quickstart/text.txt").read_text()
     (tmp_path / "my_text").mkdir()
     (tmp_path / "my_text" / "mine.txt").write_text(text[:120_000])
+    (tmp_path / "my_answers.json").write_text(json.dumps(ANSWERS))
     (tmp_path / "config_hub").symlink_to(ROOT / "config_hub")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     for command in commands():
@@ -37,7 +44,7 @@ def test_the_readme_leads_from_a_text_to_a_model_one_can_talk_to(tmp_path):
 
     from litgpt.checkpoint import load_model
 
-    final = tmp_path / "out/mine/run/final"
+    final = tmp_path / "out/mine/tuned/final"
     theirs, ours = AutoModelForCausalLM.from_pretrained(final), load_model(final)
     ids = AutoTokenizer.from_pretrained(final)("Once upon a time", return_tensors="pt").input_ids
     with torch.no_grad():
