@@ -10,8 +10,10 @@ import math
 import shutil
 import sys
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, is_dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, is_dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from litgpt.generate.sampling import Sampling
     from litgpt.generate.session import Source
     from litgpt.model import GPT
+    from litgpt.placement.sequential import Sequential
+    from litgpt.placement.tensor_parallel import TensorParallel
     from litgpt.prompts import PromptStyle
     from litgpt.tokenizer import Tokenizer
 
@@ -92,6 +96,13 @@ class Place:
     quantize: str | None = None
     max_len: int | None = None  # of prompt and answer together; None: the model's context
     compile: bool = False
+    strategy: str | None = None  # how several devices share the model; None: it is on one
+    devices: int = 1
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether this process has a part of each tensor only."""
+        return self.strategy == "tensor_parallel"
 
 
 class LLM(torch.nn.Module):
@@ -125,6 +136,8 @@ class LLM(torch.nn.Module):
         self._describe(config, tokenizer, prompt_style, checkpoint_dir)
         self.model = None
         self.place = Place(torch.device("cpu"))
+        self._helpers = ExitStack()  # the processes of other devices, while the model is cut
+        weakref.finalize(self, self._helpers.close)
         self._saved: set[Path] = set()
         self._decoding = Decoding()
         self.register_load_state_dict_pre_hook(_add_model_to_names)
@@ -218,22 +231,36 @@ class LLM(torch.nn.Module):
 
         Args:
             accelerator: "cpu", "cuda", "mps" or "auto".
-            devices: how many.
+            devices: how many; "auto": all GPUs with a `generate_strategy`, else one device.
             precision: 32-true, bf16-true or 16-true; None: as it is.
             quantize: weights in 4 or 8 bits, such as "bnb.nf4".
-            generate_strategy: how several devices share the model.
+            generate_strategy: how several devices share the model. "sequential": each holds some of the layers.
+                "tensor_parallel": each holds a part of every layer, in a process of its own, and all compute at
+                the same time; such a model answers, but is neither trained nor saved.
             fixed_kv_cache_size: prompt and answer together have at most so many tokens; None or
                 "max_model_supported": as many as the model's context.
         """
-        _require_one_device(devices, generate_strategy)
+        _require_strategy(devices, generate_strategy)
         longest = None if fixed_kv_cache_size == "max_model_supported" else fixed_kv_cache_size
         if longest is not None and not (isinstance(longest, int) and 1 <= longest <= self.config.block_size):
             raise InputError(
                 f"fixed_kv_cache_size is {shown(longest)}; it must lie between 1 and the model's context, "
                 f"{self.config.block_size}, or be max_model_supported"
             )
-        dtype = _dtype(precision) or self.place.dtype
-        self._place(Place(_device(accelerator), dtype, quantize, longest, self.place.compile))
+        place = Place(
+            _device(accelerator), _dtype(precision) or self.place.dtype, quantize, longest, self.place.compile
+        )
+        if generate_strategy is not None:
+            n = _number_of(place.device, devices)
+            # a model on several devices is not compiled
+            place = replace(
+                place, strategy=generate_strategy if n > 1 else None, devices=n, compile=place.compile and n == 1
+            )
+            if place.is_cut:
+                from litgpt.placement.tensor_parallel import part_of
+
+                part_of(self.config, n)  # refused while the model is still where it was
+        self._place(place)
 
     def trainer_setup(self, trainer_ckpt: str | Path | None = None) -> None:
         """Get ready for a Lightning Trainer: on the CPU (the Trainer moves it), in fp32 unless a precision was given.
@@ -267,21 +294,30 @@ class LLM(torch.nn.Module):
 
     def _place(self, place: Place) -> None:
         """Load, draw or move the model."""
-        if self.model is not None and place.quantize == self.place.quantize:
+        if (
+            self.model is not None
+            and place.quantize == self.place.quantize
+            and not (place.strategy or self.place.strategy)
+        ):
             self._move(self.model, place)
         elif self.checkpoint_dir is None:
-            if place.quantize is not None:
-                raise InputError(f"quantize {place.quantize} is for a model in files; save this one, load it again")
+            if wanted := place.quantize or place.strategy:
+                raise InputError(f"{wanted} is for a model in files; save this one, load it again")
             self.model = self._drawn(place)
         else:
             if self.model is not None and not self._is_as_in_files():
                 raise InputError(
                     f"the weights are not those of {self.checkpoint_dir} any more; save the model, then load it with "
-                    f"quantize {place.quantize}"
+                    f"{place.quantize or place.strategy}"
                 )
-            self.model = None  # the old one goes before the new one comes
-            self.model = self._read(self.checkpoint_dir, place)
-            self.config = self.model.config  # a merged head is not tied any more
+            self._let_go()  # the old one goes before the new one comes
+            try:
+                self.model = self._read(self.checkpoint_dir, place)
+            except BaseException:
+                self._helpers.__exit__(*sys.exc_info())
+                raise
+            # a merged head is not tied any more; of a model that is cut, `config` is that of a part
+            self.config = getattr(self.model, "whole", self.model.config)
         self.place = place
         self._decoding.forget()
         self.eval()
@@ -300,13 +336,46 @@ class LLM(torch.nn.Module):
 
         source = Source.find(directory)
         dtype = place.dtype or source.checkpoint.dtype
-        if place.quantize is None:
-            need = estimate.inference_memory(self.config, dtype.itemsize, 1, min(self.config.block_size, 256)).total
+        placement = self._spread(source, place, dtype)
+        length = min(self.config.block_size, 256)
+        if place.quantize is None and placement is not None:
+            placement.require_fit(self.config, dtype, length, str(directory))
+        elif place.quantize is None:
+            need = estimate.inference_memory(self.config, dtype.itemsize, 1, length).total
             estimate.require_fit(need, _free_memory(place.device), str(directory), _SMALLER)
         with memory_errors(_SMALLER):
-            model = source.model(place.device, dtype, place.quantize)
+            model = source.model(place.device, dtype, place.quantize, placement)
         # an adapter comes frozen, here all trains; of quantized weights nothing can
-        return model.requires_grad_() if place.quantize is None else model
+        return model.requires_grad_() if place.quantize is None and not place.is_cut else model
+
+    def _spread(self, source: Source, place: Place, dtype: torch.dtype) -> Sequential | TensorParallel | None:
+        """How the model comes to several devices; with their processes started, where they need some."""
+        if place.strategy is None:
+            return None
+        from litgpt import launch
+        from litgpt.generate import tp
+        from litgpt.placement.sequential import Sequential
+        from litgpt.placement.tensor_parallel import TensorParallel
+
+        if not place.is_cut:
+            return Sequential.over(place.device.type, place.devices)
+        if torch.distributed.is_initialized():
+            raise InputError(
+                "another model of this process is tensor_parallel; distribute that one to one device first"
+            )
+        precision = {torch.float32: "32-true", torch.float16: "16-true", torch.bfloat16: "bf16-true"}[dtype]
+        on = launch.Machine(place.device.type, place.devices)
+        job = (source.directory.resolve(), precision, place.quantize)
+        fabric = self._helpers.enter_context(launch.helpers(on, tp.follow, job))
+        placement = TensorParallel.here(fabric.device)
+        self._helpers.push(lambda kind, *_: placement.release() if kind is None else None)
+        return placement
+
+    def _let_go(self) -> None:
+        """Part with the model, and with the processes that have parts of it."""
+        self.model = None
+        self._decoding.forget()
+        self._helpers.close()
 
     def _drawn(self, place: Place) -> GPT:
         from litgpt import estimate, weights
@@ -327,8 +396,8 @@ class LLM(torch.nn.Module):
 
         if self.checkpoint_dir is None or adapters.find(self.checkpoint_dir) is not None:
             return False
-        if self.place.quantize is not None:
-            return True  # what is quantized does not train
+        if self.place.quantize is not None or self.place.is_cut:
+            return True  # such a model does not train
         state = self._placed.state_dict()
         dtype = self._placed.wte.weight.dtype
         tensors = checkpoint.open_(self.checkpoint_dir).tensors(dtype)
@@ -681,7 +750,7 @@ class LLM(torch.nn.Module):
             options = {"quantize": self.place.quantize, **options}
         arguments = _arguments(setup, {"checkpoint_dir": source, "out_dir": out_dir, **options})
         self._describe_from(source)
-        self.model = None  # the training has a model of its own; this one is in files
+        self._let_go()  # the training has a model of its own; this one is in files
         try:
             setup(**{**arguments, "data": _data_module(data)})
             self._describe_from(out_dir / "final")
@@ -724,6 +793,8 @@ class LLM(torch.nn.Module):
             raise InputError("out_dir is missing; give the directory to write")
         if self.place.quantize is not None:
             raise InputError(f"a model in {self.place.quantize} is not saved; load it without quantize, then save it")
+        if self.place.is_cut:
+            raise InputError(f"a tensor_parallel model is not saved; copy {self.checkpoint_dir}, whose weights it has")
         target = Path(out_dir).resolve()
         is_own = target in self._saved or (self.checkpoint_dir is not None and target == self.checkpoint_dir.resolve())
         adapter = None if self.checkpoint_dir is None else adapters.find(self.checkpoint_dir)
@@ -842,14 +913,21 @@ def _free_memory(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
 
 
-def _require_one_device(devices: int | str, strategy: str | None) -> None:
+def _require_strategy(devices: int | str, strategy: str | None) -> None:
     """Several devices and their strategies: refused with a reason, never ignored."""
     _require_choice("generate_strategy", strategy, (None, *STRATEGIES))
-    if strategy is not None:
-        raise InputError(f"generate_strategy '{strategy}' is not in this version yet; leave it out")
-    if devices not in ("auto", 1):
+    if strategy is None and devices not in ("auto", 1):
         names = " or ".join(STRATEGIES)
         raise InputError(f"devices is {shown(devices)}; several devices need a generate_strategy, {names}")
+
+
+def _number_of(device: torch.device, devices: int | str) -> int:
+    """How many devices of this kind were asked for."""
+    from litgpt.launch import machine
+
+    if device.type == machine(1).accelerator:
+        return machine(devices).devices
+    return 1 if devices == "auto" else int(devices)
 
 
 def _require_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:

@@ -287,6 +287,7 @@ class Plan:
     on: Machine
     precision: str
     strategy: str  # as `choose_strategy` says
+    remedy: str = _GO_ON  # what to do when a rank dies
 
 
 def launch(
@@ -297,6 +298,7 @@ def launch(
     *,
     strategy: str = "auto",
     whole: bool = True,
+    remedy: str = _GO_ON,
 ) -> Result:
     """Run `story(fabric, job)` on every rank; returns what rank 0 returns.
 
@@ -305,19 +307,38 @@ def launch(
 
     Args:
         strategy, whole: see `choose_strategy`.
+        remedy: what to do when a rank dies.
     """
-    plan = Plan(on, precision, choose_strategy(strategy, on, whole=whole))
+    plan = Plan(on, precision, choose_strategy(strategy, on, whole=whole), remedy)
     if on.devices == 1 or on.num_nodes > 1 or _launcher() or "LOCAL_RANK" in os.environ:  # one, or started by others
-        with _lost_peers(lambda: MachineError(f"the connection between the ranks broke; {_GO_ON}")):
+        with _lost_peers(lambda: MachineError(f"the connection between the ranks broke; {remedy}")):
             return _fabric(plan).launch(story, job)  # type: ignore[arg-type]
+    with _leading(plan, story, job) as (fabric, ranks), _lost_peers(ranks.verdict):
+        return fabric.launch(story, job)  # type: ignore[arg-type]
+
+
+@contextmanager
+def helpers(on: Machine, story: Callable[[Fabric, Job], Any], job: Job) -> Iterator[Fabric]:
+    """Inside, the other ranks of this host are in `story(fabric, job)`, and this process is rank 0 of their group.
+
+    They are expected to end soon after it was left; an error inside ends them at once.
+    """
+    plan = Plan(on, "32-true", choose_strategy("ddp", on, whole=False), remedy="load the model again")
+    with _leading(plan, story, job) as (fabric, _):
+        fabric.launch()
+        yield fabric
+
+
+@contextmanager
+def _leading(plan: Plan, story: Callable[..., Any], job: Any) -> Iterator[tuple[Fabric, _Ranks]]:
+    """The other ranks are started, and this process is about to meet them."""
     _require_fresh_start(story, job)
     port = _free_port()
     with _other_ranks(plan, port, story, job) as ranks:
-        _share_cores(on)
+        _share_cores(plan.on)
         fabric = _fabric(plan, rank=0, port=port)
         ranks.require_started()
-        with _lost_peers(ranks.verdict):
-            return fabric.launch(story, job)  # type: ignore[arg-type]
+        yield fabric, ranks
 
 
 def _require_fresh_start(*work: Any) -> None:
@@ -471,8 +492,8 @@ def _environment(rank: int, port: int) -> Any:
 class _Ranks:
     """The processes of ranks 1 and up, and what they have to say when they fail."""
 
-    def __init__(self, processes: list[BaseProcess], voices: list[Connection]) -> None:
-        self.processes, self.voices = processes, voices
+    def __init__(self, processes: list[BaseProcess], voices: list[Connection], remedy: str) -> None:
+        self.processes, self.voices, self.remedy = processes, voices, remedy
         self.done = threading.Event()
 
     def require_started(self) -> None:
@@ -493,8 +514,8 @@ class _Ranks:
         for rank, process in enumerate(self.processes, start=1):
             process.join(timeout=0.5)
             if process.exitcode:
-                return MachineError(f"rank {rank} {_ending(process.exitcode)}; {_GO_ON}")
-        return MachineError(f"the connection between the ranks broke; {_GO_ON}")
+                return MachineError(f"rank {rank} {_ending(process.exitcode)}; {self.remedy}")
+        return MachineError(f"the connection between the ranks broke; {self.remedy}")
 
     def watch(self) -> None:
         """End this process when a rank has died and rank 0 still waits for it inside a library after PATIENCE."""
@@ -523,7 +544,7 @@ def _other_ranks(plan: Plan, port: int, story: Callable[..., Any], job: Any) -> 
         context.Process(target=_rank, args=(rank, plan, port, pipe[1], story, job), name=f"rank {rank}")
         for rank, pipe in enumerate(pipes, start=1)
     ]
-    ranks = _Ranks(processes, [pipe[0] for pipe in pipes])
+    ranks = _Ranks(processes, [pipe[0] for pipe in pipes], plan.remedy)
     try:
         with _no_script():
             for process in processes:

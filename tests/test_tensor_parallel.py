@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from litgpt import adapters, checkpoint, launch
+from litgpt.api import LLM
 from litgpt.config import Config
 from litgpt.errors import InputError
 from litgpt.generate import base, tp
@@ -328,3 +330,46 @@ def test_one_device_is_an_ordinary_generate(tmp_path: Path, capfd: pytest.Captur
     base.main(talker, "The river", max_new_tokens=5)
     assert shown.out == capfd.readouterr().out
     assert "note: one device" in shown.err
+
+
+# LLM -----------------------------------------------------------------------------------------------------------------
+
+
+def test_an_llm_answers_scores_and_embeds_from_two_processes_as_from_one(tmp_path: Path) -> None:
+    tokenizer = train_tiny_tokenizer(tmp_path / "tokenizer")
+    config = shrunk("Qwen2.5-0.5B", vocab_size=300, padded_vocab_size=320, block_size=256)
+    checkpoint.write(tmp_path / "ck", config, random_gpt(config), tokenizer_dir=tokenizer)
+    llm = LLM.load(tmp_path / "ck")
+
+    def said() -> list[Any]:
+        stream = llm.generate("The mill", max_new_tokens=8, temperature=0, stream=True)
+        first = next(stream)
+        answers = llm.generate(["The river", "A"], max_new_tokens=6, temperature=0.7, seed=3, n=2)
+        stream.close()
+        return [first, answers, [round(x, 3) for x in llm.score("A small model").logprobs]]
+
+    one, vector, logits = said(), llm.embeddings(["The river", "A"]), llm(IDS)
+    llm.distribute("cpu", 2, generate_strategy="tensor_parallel")
+    assert said() == one
+    assert_close(llm.embeddings(["The river", "A"]), vector, rtol=1e-4, atol=1e-5)
+    assert_close(llm(IDS), logits, rtol=1e-4, atol=5e-5)
+    assert llm.config.n_head == config.n_head  # that of the whole
+    with pytest.raises(InputError, match=r"a tensor_parallel model is not saved; copy .*ck"):
+        llm.save(tmp_path / "copy")
+    with pytest.raises(InputError, match=r"another model of this process is tensor_parallel"):
+        LLM.load(tmp_path / "ck", distribute=None).distribute("cpu", 2, generate_strategy="tensor_parallel")
+    llm.distribute("cpu", 2, generate_strategy="sequential")  # the other process is let go
+    assert not multiprocessing.active_children()
+    assert not torch.distributed.is_initialized()
+    assert said() == one
+    llm.distribute("cpu", 1)
+    assert said() == one
+
+
+def test_an_llm_that_cannot_be_cut_stays_where_it_is(tmp_path: Path) -> None:
+    config = shrunk("Qwen2.5-0.5B", intermediate_size=49)
+    llm = LLM.load(checkpoint.write(tmp_path / "ck", config, random_gpt(config)))
+    with pytest.raises(InputError, match=r"2 devices: intermediate_size 49 is no multiple of 2"):
+        llm.distribute("cpu", 2, generate_strategy="tensor_parallel")
+    assert llm.generate(IDS[0], max_new_tokens=2, return_as_token_ids=True).shape == (2,)
+    assert not multiprocessing.active_children()

@@ -86,19 +86,26 @@ def main(
         return
     source = Source.find(checkpoint_dir)  # what is to be downloaded is, once
     part_of(source.checkpoint.config, on.devices)
-    launch.launch(on, "32-true", story, arguments, strategy="ddp")
+    launch.launch(on, "32-true", story, arguments, strategy="ddp", remedy="start the command again")
 
 
 def story(fabric: Fabric, arguments: dict[str, Any]) -> None:
     """On every rank."""
+    from litgpt.placement.tensor_parallel import TensorParallel
+
+    if fabric.global_rank:
+        follow(fabric, (arguments["checkpoint_dir"], arguments["precision"], arguments["quantize"]))
+        return
+    placement = TensorParallel.here(fabric.device)
+    base.answer(**arguments, placement=placement)
+    placement.release()
+
+
+def follow(fabric: Fabric, model: tuple[Path, str | None, str | None]) -> None:
+    """On the ranks after the first: hold a part of the model (directory, precision, quantize) until it is let go."""
     from litgpt.generate.session import Source
     from litgpt.placement.tensor_parallel import TensorParallel
 
-    placement = TensorParallel.here(fabric.device)
-    if fabric.global_rank == 0:
-        base.answer(**arguments, placement=placement)
-        placement.release()
-        return
-    source = Source.find(arguments["checkpoint_dir"])
-    dtype = source.dtype(arguments["precision"])
-    placement.follow(source.model(fabric.device, dtype, arguments["quantize"], placement).eval())
+    directory, precision, quantize = model
+    placement, source = TensorParallel.here(fabric.device), Source.find(directory)
+    placement.follow(source.model(fabric.device, source.dtype(precision), quantize, placement).eval())
