@@ -16,7 +16,7 @@ class UserError(Exception):
     exit_status = 2
 
     def __str__(self) -> str:
-        return " ".join(line.strip() for line in super().__str__().splitlines())
+        return printable(" ".join(line.strip() for line in super().__str__().splitlines()))
 
 
 class InputError(UserError, ValueError):
@@ -63,6 +63,11 @@ def cut(text: str, most: int = 60) -> str:
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
+def printable(text: str) -> str:
+    """The text with what a terminal would obey or hide, such as colours and reversed writing, spelt as Python does."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def near_miss(word: str, words: Iterable[str]) -> str:
     """`"; did you mean 'x'?"` for the word closest to `word`, ignoring case, or `""` when none is close."""
     by_lower = {w.lower(): w for w in words}
@@ -73,7 +78,7 @@ def near_miss(word: str, words: Iterable[str]) -> str:
 def one_line(error: BaseException | str) -> str:
     """What any error says, on one line, with the line of the text it is about where it knows that."""
     where = f" (line {error.lineno})" if hasattr(error, "lineno") else ""
-    return " ".join(str(error).split()) + where or type(error).__name__
+    return printable(" ".join(str(error).split())) + where or type(error).__name__
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -201,7 +201,8 @@ def test_an_empty_list_and_what_is_no_list(tmp_path: Path) -> None:
     assert "found one object with 'instruction', 'input', 'output'; put it in [ ]" in refusal(path, ALPACA)
     assert "found a number" in refusal(path, "3")
     assert "FILE:2: not JSON (" in refusal(path, '[{"instruction": "a",\n "output": }]')
-    assert "not JSON (" in refusal(path, "[" * 200_000)
+    assert "not JSON (it is nested too deep)" in refusal(path, "[" * 200_000)
+    assert "not JSON (it holds a number of thousands of digits)" in refusal(path, f"[{'9' * 10_000}]")
 
 
 def test_a_cut_line_is_named_and_bad_rows_are_counted(tmp_path: Path) -> None:
@@ -264,6 +265,20 @@ def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
     twice = '{"messages": [{"role": "user", "role": "user", "content": "a"}]}'
     assert "FILE:1: message 1: has the key 'role' twice" in refusal(tmp_path / "a.jsonl", twice)
     assert "names the column 'text' twice" in refusal(tmp_path / "a.csv", "text,text\na,b")
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.table([["a"], ["b"]], names=["text", "text"]), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=r"a\.parquet: has the column 'text' twice"):
+        read(tmp_path / "a.parquet")
+
+
+def test_what_a_terminal_would_obey_is_spelt_in_errors(tmp_path: Path) -> None:
+    path = tmp_path / "a\x1b[31m.json"
+    written(path, [{"instruction": "a", "out\x1b[2Jput\u202e": "b"}])
+    with pytest.raises(InputError) as caught:
+        read(path)
+    assert str(caught.value).isprintable()
+    assert r"a\x1b[31m.json: record 1" in str(caught.value)
+    assert r"is it 'out\x1b[2Jput\u202e'?" in str(caught.value)
 
 
 def test_bytes_of_another_encoding_are_located(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def _json_list(file: Path) -> Iterator[Row]:
             return
         raise InputError(f"{file}:{error.lineno}: not JSON ({error.msg} at column {error.colno}); mend it") from None
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{file}: not JSON ({one_line(error)}); mend it") from None
+        raise InputError(f"{file}: not JSON ({_beyond(error)}); mend it") from None
     if not isinstance(value, list):
         raise InputError(f"{file}: expected a list of records, found {_found(value)}")
     yield from ((f"{file}: record {number}", row) for number, row in enumerate(value, start=1))
@@ -101,7 +101,12 @@ def _json_row(text: str) -> Any:
     except json.JSONDecodeError as error:
         return Broken(f"not a JSON row ({error.msg} at column {error.colno})")
     except (ValueError, RecursionError) as error:
-        return Broken(f"not a JSON row ({one_line(error)})")
+        return Broken(f"not a JSON row ({_beyond(error)})")
+
+
+def _beyond(error: ValueError | RecursionError) -> str:
+    """What Python's limits say, in the words of one who wrote the file."""
+    return "it is nested too deep" if isinstance(error, RecursionError) else "it holds a number of thousands of digits"
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -178,6 +183,9 @@ def _parquet(file: Path) -> Iterator[Row]:
         raise extra_missing("pyarrow", "data") from None
     try:
         with ParquetFile(file) as table:
+            names = table.schema_arrow.names
+            if doubled := [name for name in names if names.count(name) > 1]:
+                raise InputError(f"{file}: has the column {shown(doubled[0])} twice; rename one")
             number = 0
             for batch in table.iter_batches(batch_size=1024):
                 for row in batch.to_pylist():
