@@ -18,6 +18,17 @@ from litgpt.errors import InputError
 
 # bytes per element of (weights and gradients, optimizer states, activations)
 PRECISIONS = {"32": (4, 4, 4), "16-mixed": (4, 4, 2), "bf16-mixed": (4, 4, 2), "16": (2, 2, 2), "bf16": (2, 2, 2)}
+# bytes of a block's weight, with its share of the factors, in the modes of quantize.py
+QUANTIZED = {
+    "bnb.nf4": 0.5 + 4 / 64,
+    "bnb.nf4-dq": 0.5 + 1.016 / 64,
+    "bnb.fp4": 0.5 + 4 / 64,
+    "bnb.fp4-dq": 0.5 + 1.016 / 64,
+    "bnb.int8": 1,
+    "bnb.int8-training": 1,
+    "torchao.int8": 1,
+    "torchao.int4": 0.5 + 4 / 128,
+}
 UNLIMITED = 2**62  # cgroups write "no limit" as a number of about this size
 
 
@@ -169,22 +180,25 @@ def training_memory(
     micro_batch_size: int,
     seq_len: int,
     precision: str,
-    optimizer_states: int = 2,
+    optimizer_states: float = 2,
     trainable: int | None = None,
     accelerator: str = "cpu",
     checkpointed: bool = False,
     parts: int = 1,
+    quantize: str | None = None,
 ) -> Memory:
     """Peak of one device that holds the whole model, or one of `parts` of it (FSDP).
 
     Args:
-        optimizer_states: numbers per trained parameter (AdamW: 2).
+        optimizer_states: numbers per trained parameter (AdamW: 2; in 8 bits a quarter of that).
         trainable: parameters added to a frozen model and trained, in fp32; None: the model itself is trained.
         accelerator: "cpu", or what takes larger pieces at a time.
         checkpointed: whether blocks are computed again for the backward pass.
+        quantize: the mode in which the weights of the blocks are held.
     """
     weight, state, activation = _bytes_of(precision)
     total = parameters(config).total
+    held = total * weight if quantize is None else quantized_bytes(config, weight, quantize)
     added = trainable or 0
     trained, gradient = (total, weight) if trainable is None else (added, 4)
     copies = total * activation if weight != activation else 0  # autocast keeps its casts of the weights
@@ -192,26 +206,47 @@ def training_memory(
         blocks = [_block(config, layer)[0] for layer in range(config.n_layer)]
         whole = total - sum(blocks) + 2 * max(blocks)
         copies = whole * (weight + (4 if trainable is None else 0))  # with their gradients, which are summed in fp32
+        held = -(-total // parts) * weight
         total, added, trained = -(-total // parts), -(-added // parts), -(-trained // parts)
     tokens = micro_batch_size * seq_len
     loss = _loss_bytes(config, tokens, accelerator, with_head=trainable is None)
     return Memory(
-        weights=total * weight + added * 4,
+        weights=held + added * 4,
         gradients=trained * gradient,
-        optimizer=trained * optimizer_states * max(state, gradient),
+        optimizer=int(trained * optimizer_states * max(state, gradient)),
         activations=copies + tokens * _kept_per_token(config, seq_len, activation, checkpointed) + loss,
     )
 
 
-def inference_memory(config: Config, dtype_bytes: int, rows: int, length: int) -> Memory:
-    """Peak of one device that holds the whole model, with a cache for `rows` sequences of `length` tokens."""
+def inference_memory(config: Config, dtype_bytes: int, rows: int, length: int, quantize: str | None = None) -> Memory:
+    """Peak of one device that holds the whole model, with a cache for `rows` sequences of `length` tokens.
+
+    Args:
+        quantize: the mode in which the weights of the blocks are held.
+    """
+    total = parameters(config).total
     widest = max(_layer_elements(config, layer, length, kept=False) for layer in range(config.n_layer))
     tokens = rows * length
     return Memory(
-        weights=parameters(config).total * dtype_bytes,
+        weights=total * dtype_bytes if quantize is None else quantized_bytes(config, dtype_bytes, quantize),
         activations=tokens * widest * dtype_bytes + rows * (config.padded_vocab_size or 0) * 4,
         cache=kv_cache_bytes(config, rows, length, dtype_bytes),
     )
+
+
+def quantized_bytes(config: Config, dtype_bytes: int, mode: str) -> int:
+    """Of all weights, those of the blocks in a mode of `QUANTIZED`; torchao's modes have the head in 8 bits."""
+    count = parameters(config)
+    blocks = 0
+    for layer in range(config.n_layer):
+        router = config.n_embd * config.n_expert if config.is_moe_layer(layer) else 0
+        blocks += _attention(config) + _mlp(config, layer)[0] - router
+    rest = count.total - blocks
+    head = 0
+    if mode.startswith("torchao."):
+        head = count.embedding
+        rest -= 0 if config.tie_embeddings else head  # where it is tied, a copy
+    return int(blocks * QUANTIZED[mode]) + head + rest * dtype_bytes
 
 
 def _bytes_of(precision: str) -> tuple[int, int, int]:

@@ -60,7 +60,7 @@ class Job:
     merge: bool = True  # write the merged model beside an adapter that can be merged
     resume_dir: Path | None = None
     reduced: list[str] = dataclasses.field(default_factory=list)
-    optimizer_states: int = 2  # tensors that the optimizer keeps for each parameter
+    optimizer_states: float = 2  # numbers that the optimizer keeps for each parameter
     ready: DataModule | None = None  # the data module of this process, opened
     tokenizer: Tokenizer | None = None
 

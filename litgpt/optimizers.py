@@ -30,12 +30,12 @@ class Tried(NamedTuple):
     """What one step with an optimizer showed."""
 
     rate: float  # the learning rate
-    states: int  # tensors of a parameter's size that it keeps for each: AdamW 2, plain SGD none
+    states: float  # what it keeps for a parameter, in numbers of the parameter's own size: AdamW 2, plain SGD none
 
 
 def require_valid(spec: Spec, device: torch.device | str = "cpu") -> Tried:
     """Refuse, before a model is built, an unknown class, argument or value, and what cannot take a plain step."""
-    parameter = nn.Parameter(torch.zeros(2, 3, device=device))
+    parameter = nn.Parameter(torch.zeros(64, 64, device=device))  # smaller ones are not kept in 8 bits
     optimizer = build(spec, [parameter])
     rate = _required_rate(optimizer.defaults.get("lr"))
     parameter.grad = torch.ones_like(parameter)
@@ -44,8 +44,8 @@ def require_valid(spec: Spec, device: torch.device | str = "cpu") -> Tried:
     except _REFUSALS as error:
         name = type(optimizer).__name__
         raise InputError(f"optimizer {name} cannot train this: {_said(error)}; AdamW can, with its defaults") from error
-    kept = optimizer.state[parameter].values()
-    return Tried(rate, sum(isinstance(t, torch.Tensor) and t.shape == parameter.shape for t in kept))
+    tensors = [t for t in optimizer.state[parameter].values() if isinstance(t, torch.Tensor)]
+    return Tried(rate, sum(t.nbytes for t in tensors if t.numel() >= parameter.numel()) / parameter.nbytes)
 
 
 def build(spec: Spec, parameters: Iterable[nn.Parameter]) -> Optimizer:
@@ -114,6 +114,10 @@ def _find(path: str) -> type[Optimizer]:
         if name not in names:
             raise InputError(f"optimizer {path} is not in torch.optim{near_miss(name, names)}")
         return getattr(torch.optim, name)
+    if module.partition(".")[0] == "bitsandbytes":
+        from litgpt.quantize import bitsandbytes
+
+        bitsandbytes()
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:

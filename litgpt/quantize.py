@@ -7,6 +7,8 @@ bitsandbytes and torchao, which the tests hold them against; the kernels are whi
 
 from __future__ import annotations
 
+import ctypes
+import importlib
 import importlib.util
 import logging
 from abc import ABC, abstractmethod
@@ -129,7 +131,7 @@ class Linear4bit(QuantizedLinear):
         codes, absmax = _quantize_4bit(weight, kind)
         if nested:
             offset = absmax.mean()
-            absmax, state = _bitsandbytes().functional.quantize_blockwise(absmax - offset, blocksize=ABSMAX_BLOCK)
+            absmax, state = bitsandbytes().functional.quantize_blockwise(absmax - offset, blocksize=ABSMAX_BLOCK)
             self.register_buffer("offset", offset)
             self.register_buffer("nested_absmax", state.absmax)
             self.register_buffer("nested_code", state.code)
@@ -138,16 +140,25 @@ class Linear4bit(QuantizedLinear):
 
     def dequantize(self, dtype: torch.dtype) -> Tensor:
         exact = dtype if dtype.itemsize <= 4 else torch.float32  # the package knows no doubles
-        return _bitsandbytes().functional.dequantize_4bit(self.codes, self._state(exact)).to(dtype)
+        codes, shape = self.codes, torch.Size((self.out_features, self.in_features))
+        in_blocks = codes.device.type == "cpu" and self.in_features % BLOCK != 0
+        if in_blocks:  # its kernel for the CPU is wrong (0.50) where a block goes on in the next row: give it blocks
+            codes = F.pad(codes, (0, 0, 0, len(self.absmax) * BLOCK // 2 - len(codes)))
+            shape = torch.Size((len(self.absmax), BLOCK))
+        weight = bitsandbytes().functional.dequantize_4bit(codes, self._state(exact, shape)).to(dtype)
+        if in_blocks:
+            weight = weight.view(-1)[: self.out_features * self.in_features].view(self.out_features, -1)
+        return weight
 
     def product(self, x: Tensor) -> Tensor:
         if x.device.type != "cuda":
             return super().product(x)
         # a few rows are multiplied as the codes are read
-        return _bitsandbytes().matmul_4bit(x, self.codes.t(), self._state(x.dtype), bias=self._bias(x))
+        state = self._state(x.dtype, torch.Size((self.out_features, self.in_features)))
+        return bitsandbytes().matmul_4bit(x, self.codes.t(), state, bias=self._bias(x))
 
-    def _state(self, dtype: torch.dtype) -> Any:
-        functional = _bitsandbytes().functional
+    def _state(self, dtype: torch.dtype, shape: torch.Size) -> Any:
+        functional = bitsandbytes().functional
         inner = None
         if self.nested:
             inner = functional.QuantState(
@@ -155,7 +166,7 @@ class Linear4bit(QuantizedLinear):
             )
         return functional.QuantState(
             self.absmax,
-            shape=torch.Size((self.out_features, self.in_features)),
+            shape=shape,
             code=_values(self.kind, self.codes.device),
             blocksize=BLOCK,
             quant_type=self.kind,
@@ -168,13 +179,13 @@ class Linear4bit(QuantizedLinear):
 @lru_cache
 def _values(kind: str, device: torch.device) -> Tensor:
     """(16,) fp32: what each code means."""
-    return _bitsandbytes().functional.get_4bit_type(kind, device=device)
+    return bitsandbytes().functional.get_4bit_type(kind, device=device)
 
 
 def _quantize_4bit(weight: Tensor, kind: str) -> tuple[Tensor, Tensor]:
     """Codes (n / 2, 1) uint8, the first of each pair in the upper half, and the largest magnitude of each block."""
     if weight.device.type != "cpu":
-        codes, state = _bitsandbytes().functional.quantize_4bit(weight, blocksize=BLOCK, quant_type=kind)
+        codes, state = bitsandbytes().functional.quantize_4bit(weight, blocksize=BLOCK, quant_type=kind)
         return codes, state.absmax
     # the package's own way on the CPU takes 30 times as long, and much memory
     parts = [_quantize_part(part, kind) for part in weight.reshape(-1).split(_AT_ONCE)]
@@ -202,15 +213,15 @@ def _quantize_part(flat: Tensor, kind: str) -> tuple[Tensor, Tensor]:
 
 
 @lru_cache
-def _bitsandbytes() -> ModuleType:
+def bitsandbytes() -> ModuleType:
+    """The package, without what it has to say while it is imported."""
     # it complains of a package of kernels that it does not need, and of each cast to fp16
     for noisy in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     try:
-        import bitsandbytes
+        return importlib.import_module("bitsandbytes")
     except ImportError:
         raise extra_missing("bitsandbytes", "quantize") from None
-    return bitsandbytes
 
 
 # ------------------------------------------------------------------------------------------------------ 8 and 4 bits
@@ -270,10 +281,13 @@ class PackedLinear(QuantizedLinear):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination[f"{prefix}codes"] = self.plain()
 
-    def _load_from_state_dict(self, *args: Any) -> None:
-        self._unpack()
-        super()._load_from_state_dict(*args)  # type: ignore[no-untyped-call]
-        self._pack()
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        comes = f"{prefix}codes" in state_dict
+        if comes:
+            self._unpack()
+        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[no-untyped-call]
+        if comes:
+            self._pack()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "packed": None, "_buffers": {**self._buffers, "codes": self.plain()}}
@@ -307,7 +321,9 @@ class Linear8bit(PackedLinear):
         for rows, into, factors in zip(*(t.split(at_once) for t in (weight, codes, scale)), strict=True):
             exact = (rows.half() if self.in_half else rows).float()
             factors.copy_(exact.abs().amax(dim=1) / self.levels).clamp_(min=torch.finfo(torch.float32).eps)
-            into.copy_((exact * (1 / factors).unsqueeze(1)).round_().clamp_(-128, 127))
+            # 127 / largest and 1 / (largest / 127) are not always the same number: each package has its own
+            inverse = self.levels / exact.abs().amax(dim=1).clamp_(min=1e-30) if self.in_half else 1 / factors
+            into.copy_((exact * inverse.unsqueeze(1)).round_().clamp_(-128, 127))
         self.register_buffer("scale", scale)
         return codes
 
@@ -336,13 +352,11 @@ class Linear8bit(PackedLinear):
     def _times_codes(self, rows: Tensor, codes: Tensor) -> Tensor:
         if rows.device.type == "cuda" and self.in_half:
             return self._llm_int8(rows, codes)
-        if rows.device.type == "cpu" and rows.dtype == torch.bfloat16 and len(rows) <= 4:
-            return torch.ops.aten._weight_int8pack_mm(rows, codes, self.scale.to(rows.dtype))
         return F.linear(rows, codes.to(rows.dtype)) * self.scale.to(rows.dtype)
 
     def _llm_int8(self, rows: Tensor, codes: Tensor) -> Tensor:
         """Bytes times bytes, but for columns with outliers (LLM.int8(), Dettmers et al. 2022)."""
-        bnb = _bitsandbytes()
+        bnb = bitsandbytes()
         state = bnb.MatmulLtState()
         state.CB, state.SCB, state.has_fp16_weights, state.is_training = codes, self.scale * self.levels, False, False
         return bnb.matmul(rows, codes, state=state, threshold=OUTLIER)
@@ -394,7 +408,7 @@ class Linear4bitGroups(PackedLinear):
         at_once = max(1, _AT_ONCE // self.in_features)
         for rows, into in zip(weight.split(at_once), codes.split(at_once), strict=True):
             grouped = rows.float().unflatten(1, (-1, self.group))  # (rows, groups, group)
-            low, high = grouped.aminmax(dim=2, keepdim=True)
+            low, high = grouped.amin(2, keepdim=True), grouped.amax(2, keepdim=True)
             scale = ((high - low) / 15).clamp_(min=1e-6).to(weight.dtype).float()
             zero = (low + 8 * scale).to(weight.dtype).float()
             steps = ((grouped - (zero - 8 * scale)) / scale).round_().clamp_(0, 15).flatten(1).to(torch.uint8)
@@ -491,6 +505,22 @@ def require_mode(mode: str, *, training: bool = False) -> None:
         raise extra_missing(package, "quantize")
 
 
+def note(mode: str, device: torch.device | str) -> str | None:
+    """A line for whoever loads a model in this mode, where it is slower on the device than bf16; else None."""
+    kind = torch.device(device).type
+    if kind == "cpu":
+        if mode.startswith(("bnb.nf4", "bnb.fp4")):
+            faster = "torchao.int8 and torchao.int4 are faster than bf16"
+            return f"note: {mode} saves memory, but answers take 3 times as long as in bf16 on this CPU; {faster}"
+        if mode.endswith("int4"):
+            return f"note: {mode} writes faster than bf16 on this CPU, but reads long prompts more slowly"
+        if not multiplies_bytes():
+            return f"note: {mode} saves memory, but is slower than bf16 on this CPU: it does not multiply bytes"
+    elif mode.startswith(("torchao.", "bnb.int8")):
+        return f"note: {mode} saves memory, but one answer at a time takes longer than in bf16 on this GPU"
+    return None
+
+
 class Quantizer:
     """Swaps linears of a model that is being read, as soon as the weight of each is there.
 
@@ -513,6 +543,7 @@ class Quantizer:
         path, make = self.targets[name]
         bias = self.model.get_submodule(path).bias
         self.model.set_submodule(path, make(weight, cast("nn.Parameter | None", bias)))
+        _trim()()  # freed weights leave holes that what is kept does not fill: in the end as much again
         return {name: weight} if name == EMBEDDING else {}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
@@ -522,6 +553,15 @@ class Quantizer:
         strays = [name for name in left.missing_keys if not any(name.startswith(path) for path in own)]
         assert not strays, strays
         assert not left.unexpected_keys, left.unexpected_keys
+
+
+@lru_cache
+def _trim() -> Callable[[], Any]:
+    """Gives what is freed back to the system, where the C library can."""
+    try:
+        return partial(ctypes.CDLL(None).malloc_trim, 0)
+    except (AttributeError, OSError, TypeError):
+        return lambda: None
 
 
 def linears(model: GPT) -> Iterator[tuple[str, nn.Linear]]:

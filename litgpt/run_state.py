@@ -159,12 +159,17 @@ def restore_rng(states: Mapping[str, Tensor]) -> None:
 
 def optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
     """The optimizer's state under the names of the parameters it belongs to; numbers as 0-dim tensors."""
-    return {
-        f"{name}.{key}": value if isinstance(value, Tensor) else torch.tensor(value)
-        for name, parameter in model.named_parameters()
-        for key, value in optimizer.state.get(parameter, {}).items()
-        if value is not None
-    }
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if value is None:
+                continue
+            tensor = value if isinstance(value, Tensor) else torch.tensor(value)
+            # bitsandbytes has one table for all parameters, and what is saved are tensors of their own
+            found[f"{name}.{key}"] = tensor.clone() if id(tensor) in seen else tensor
+            seen.add(id(value))
+    return found
 
 
 def room(model: nn.Module) -> checkpoint.Room:
@@ -194,7 +199,9 @@ def load_optimizer(model: nn.Module, optimizer: Optimizer, tensors: Mapping[str,
         # the step count stays where the optimizer keeps it: on the device only for the fused ones
         fused = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
         device = parameters[name].device if value.dim() or fused else torch.device("cpu")
-        optimizer.state[parameters[name]][key] = value.to(device)
+        # torch counts steps in floating point tensors: a whole number was Python's own (bitsandbytes)
+        is_plain = value.dim() == 0 and not value.is_floating_point()
+        optimizer.state[parameters[name]][key] = value.item() if is_plain else value.to(device)
 
 
 def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
