@@ -366,8 +366,8 @@ class LLM(torch.nn.Module):
         precision = {torch.float32: "32-true", torch.float16: "16-true", torch.bfloat16: "bf16-true"}[dtype]
         on = launch.Machine(place.device.type, place.devices)
         job = (source.directory.resolve(), precision, place.quantize)
-        fabric = self._helpers.enter_context(launch.helpers(on, tp.follow, job))
-        placement = TensorParallel.here(fabric.device)
+        ranks = self._helpers.enter_context(launch.helpers(on, tp.follow, job))
+        placement = TensorParallel.here(ranks.device)
         self._helpers.push(lambda kind, *_: placement.release() if kind is None else None)
         return placement
 

@@ -46,6 +46,7 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 STRATEGIES = ("auto", "ddp", "fsdp")
+PLAIN = "plain"
 PATIENCE = 15.0  # seconds rank 0 may still need, once another rank has died, before it is ended from outside
 _GO_ON = "continue with --resume auto"
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
@@ -293,7 +294,7 @@ class Plan:
 def launch(
     on: Machine,
     precision: str,
-    story: Callable[[Fabric, Job], Result],
+    story: Callable[[Any, Job], Result],
     job: Job,
     *,
     strategy: str = "auto",
@@ -306,31 +307,34 @@ def launch(
     any rank is raised here, once; a rank that dies is a MachineError.
 
     Args:
-        strategy, whole: see `choose_strategy`.
+        strategy, whole: see `choose_strategy`. PLAIN: nothing is trained, and `fabric` is a `PlainRanks`.
         remedy: what to do when a rank dies.
     """
-    plan = Plan(on, precision, choose_strategy(strategy, on, whole=whole), remedy)
+    chosen = PLAIN if strategy == PLAIN else choose_strategy(strategy, on, whole=whole)
+    plan = Plan(on, precision, chosen, remedy)
     if on.devices == 1 or on.num_nodes > 1 or _launcher() or "LOCAL_RANK" in os.environ:  # one, or started by others
         with _lost_peers(lambda: MachineError(f"the connection between the ranks broke; {remedy}")):
-            return _fabric(plan).launch(story, job)  # type: ignore[arg-type]
+            alone: Result = _fabric(plan).launch(story, job)
+            return alone
     with _leading(plan, story, job) as (fabric, ranks), _lost_peers(ranks.verdict):
-        return fabric.launch(story, job)  # type: ignore[arg-type]
+        result: Result = fabric.launch(story, job)
+        return result
 
 
 @contextmanager
-def helpers(on: Machine, story: Callable[[Fabric, Job], Any], job: Job) -> Iterator[Fabric]:
-    """Inside, the other ranks of this host are in `story(fabric, job)`, and this process is rank 0 of their group.
+def helpers(on: Machine, story: Callable[[PlainRanks, Job], Any], job: Job) -> Iterator[PlainRanks]:
+    """Inside, the other ranks of this host are in `story(ranks, job)`, and this process is rank 0 of their group.
 
     They are expected to end soon after it was left; an error inside ends them at once.
     """
-    plan = Plan(on, "32-true", choose_strategy("ddp", on, whole=False), remedy="load the model again")
-    with _leading(plan, story, job) as (fabric, _):
-        fabric.launch()
-        yield fabric
+    plan = Plan(on, "32-true", PLAIN, remedy="load the model again")
+    with _leading(plan, story, job) as (ranks, _):
+        ranks.launch()
+        yield ranks
 
 
 @contextmanager
-def _leading(plan: Plan, story: Callable[..., Any], job: Any) -> Iterator[tuple[Fabric, _Ranks]]:
+def _leading(plan: Plan, story: Callable[..., Any], job: Any) -> Iterator[tuple[Any, _Ranks]]:
     """The other ranks are started, and this process is about to meet them."""
     _require_fresh_start(story, job)
     port = _free_port()
@@ -411,7 +415,36 @@ def mesh(fabric: Fabric) -> DeviceMesh:
     return strategy.device_mesh["data_parallel"]
 
 
-def _fabric(plan: Plan, rank: int = 0, port: int | None = None) -> Fabric:
+class PlainRanks:
+    """A process of a group that only answers: what such a one needs of a Fabric, whose import takes seconds."""
+
+    def __init__(self, on: Machine, rank: int, port: int | None) -> None:
+        started_by_others = port is None  # then they say in the environment who and where we are
+        self.global_rank = int(os.environ.get("RANK", 0)) if started_by_others else rank
+        self.device = torch.device("cuda", rank) if on.accelerator == "cuda" and not started_by_others else on.device
+        self.init_method = "env://" if started_by_others else f"tcp://127.0.0.1:{port}"
+        self.on = on
+
+    def launch(self, story: Callable[..., Any] | None = None, job: Any = None) -> Any:
+        """Meet the others, and do `story(self, job)` with them; without one, the group is left as it is for more."""
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        torch.distributed.init_process_group(
+            "nccl" if self.device.type == "cuda" else "gloo",
+            init_method=self.init_method,
+            rank=self.global_rank,
+            world_size=self.on.world_size,
+        )
+        if story is None:
+            return None
+        result = story(self, job)
+        torch.distributed.destroy_process_group()
+        return result
+
+
+def _fabric(plan: Plan, rank: int = 0, port: int | None = None) -> Any:
+    if plan.strategy == PLAIN:
+        return PlainRanks(plan.on, rank, port)
     from lightning.fabric import Fabric
 
     for package in ("fabric", "pytorch"):  # both announce themselves

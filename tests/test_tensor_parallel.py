@@ -159,7 +159,7 @@ def test_rows_are_read_where_they_lie_in_the_file(tmp_path: Path) -> None:
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
-@pytest.mark.parametrize(("mode", "error"), [("torchao.int8", 0.02), ("bnb.nf4", 0.3)])
+@pytest.mark.parametrize(("mode", "error"), [("torchao.int8", 0.02), ("torchao.int4", 0.3)])
 def test_parts_are_quantized_after_they_are_cut(mode: str, error: float, tmp_path: Path) -> None:
     config = shrunk("Qwen2.5-0.5B", n_embd=64, n_head=4, head_size=16, n_query_groups=2, intermediate_size=128)
     whole = random_gpt(config)
@@ -266,19 +266,19 @@ def decoded(model: GPT) -> dict[str, Any]:
     }
 
 
-def do_all(fabric: Any, job: dict[str, Any]) -> dict[str, Any]:
+def do_all(ranks: launch.PlainRanks, job: dict[str, Any]) -> dict[str, Any]:
     """Every model, then every command."""
-    placement, answers = TensorParallel.here(fabric.device), {}
+    placement, answers = TensorParallel.here(ranks.device), {}
     for name, directory in job["models"].items():
         model = checkpoint.load_model(directory, placement=placement).eval()
-        if fabric.global_rank:
+        if ranks.global_rank:
             placement.follow(model)
         else:
             with torch.inference_mode():
                 answers[name] = (logits_of(model), decoded(model) if name in TALKING else None)
             placement.release()
     for arguments in job["commands"]:
-        tp.story(fabric, arguments)
+        tp.story(ranks, arguments)
     return answers
 
 
@@ -297,14 +297,14 @@ def test_two_processes_say_what_one_says(
     (tmp_path / "prompts.txt").write_text("The river\n\nThe mill ran\nA\n")
     told: dict[str, Any] = {"num_samples": 2, "max_new_tokens": 8, "batch_size": 3, "stop": ["e"]}
     commands: list[Any] = []
-    monkeypatch.setattr(launch, "launch", lambda on, precision, story, job, strategy: commands.append(job))
+    monkeypatch.setattr(launch, "launch", lambda on, precision, story, job, strategy, remedy: commands.append(job))
     for options in ({"prompt": "The river"}, {"prompts_file": tmp_path / "prompts.txt"}):
         tp.main(talker, **told, **options, devices=2)  # type: ignore[arg-type]
     monkeypatch.undo()
     capfd.readouterr()
 
     answers = launch.launch(
-        Machine("cpu", 2), "32-true", do_all, {"models": models, "commands": commands}, strategy="ddp"
+        Machine("cpu", 2), "32-true", do_all, {"models": models, "commands": commands}, strategy=launch.PLAIN
     )
 
     shown = capfd.readouterr()

@@ -13,7 +13,7 @@ from litgpt.generate import base
 from litgpt.generate.base import Quantization
 
 if TYPE_CHECKING:
-    from lightning.fabric import Fabric
+    from litgpt.launch import PlainRanks
 
 
 def main(
@@ -86,26 +86,26 @@ def main(
         return
     source = Source.find(checkpoint_dir)  # what is to be downloaded is, once
     part_of(source.checkpoint.config, on.devices)
-    launch.launch(on, "32-true", story, arguments, strategy="ddp", remedy="start the command again")
+    launch.launch(on, "32-true", story, arguments, strategy=launch.PLAIN, remedy="start the command again")
 
 
-def story(fabric: Fabric, arguments: dict[str, Any]) -> None:
+def story(ranks: PlainRanks, arguments: dict[str, Any]) -> None:
     """On every rank."""
     from litgpt.placement.tensor_parallel import TensorParallel
 
-    if fabric.global_rank:
-        follow(fabric, (arguments["checkpoint_dir"], arguments["precision"], arguments["quantize"]))
+    if ranks.global_rank:
+        follow(ranks, (arguments["checkpoint_dir"], arguments["precision"], arguments["quantize"]))
         return
-    placement = TensorParallel.here(fabric.device)
+    placement = TensorParallel.here(ranks.device)
     base.answer(**arguments, placement=placement)
     placement.release()
 
 
-def follow(fabric: Fabric, model: tuple[Path, str | None, str | None]) -> None:
+def follow(ranks: PlainRanks, model: tuple[Path, str | None, str | None]) -> None:
     """On the ranks after the first: hold a part of the model (directory, precision, quantize) until it is let go."""
     from litgpt.generate.session import Source
     from litgpt.placement.tensor_parallel import TensorParallel
 
     directory, precision, quantize = model
-    placement, source = TensorParallel.here(fabric.device), Source.find(directory)
-    placement.follow(source.model(fabric.device, source.dtype(precision), quantize, placement).eval())
+    placement, source = TensorParallel.here(ranks.device), Source.find(directory)
+    placement.follow(source.model(ranks.device, source.dtype(precision), quantize, placement).eval())
