@@ -252,11 +252,26 @@ def _advance(run: Run, step: Step) -> None:
 def _diverged(run: Run, step: Step) -> DivergedError:
     where = ", ".join(f"{name} {value}" for name, value in run.state.data.items())
     seen = f" ({run.state.at.skipped} such steps)" if run.state.at.skipped > 1 else ""
+    if (name := _broken_from_the_start(run)) is not None:
+        return DivergedError(
+            f"step {run.state.at.step + 1}: loss {step.loss}, as the weights that the run began with are not finite in "
+            f"{name}; nothing of it was saved: litgpt validate names the file, download or copy it again"
+        )
     return DivergedError(
         f"step {run.state.at.step + 1}: loss {step.loss}, gradient norm {step.grad_norm}, at learning rate "
         f"{step.rate:g}, in the batch at {where or 'the start of the data'}{seen}; nothing of it was saved: lower the "
         "learning rate, set train.max_norm, or give train.skip_nonfinite to leave such steps out"
     )
+
+
+def _broken_from_the_start(run: Run) -> str | None:
+    """A parameter, of those that no step has changed yet, that holds what is no finite number."""
+    for name, parameter in run.bare.named_parameters():
+        mine = parameter.to_local() if hasattr(parameter, "to_local") else parameter  # a DTensor has it
+        untouched = run.state.at.step == 0 or not parameter.requires_grad
+        if untouched and mine.is_floating_point() and not bool(mine.isfinite().all()):
+            return name
+    return None
 
 
 # After a step --------------------------------------------------------------------------------------------------------

@@ -241,6 +241,8 @@ def test_no_record_at_all_and_senseless_settings_are_refused(tokenizer):
         ready(tokenizer, [])
     with pytest.raises(InputError, match=r"data\.seed is -1"):
         ready(tokenizer, [text("a")], seed=-1)
+    with pytest.raises(InputError, match=r"data\.seed is .*2\*\*63 - 1"):
+        ready(tokenizer, [text("a")], seed=2**70)
     assert ready(tokenizer, [text("abc")], num_workers=0, ignore_index=-1).without_effect() == [
         "data.num_workers",
         "data.ignore_index",

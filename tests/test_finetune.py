@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from litgpt import adapters
 from litgpt.errors import DivergedError, InputError
@@ -197,6 +200,17 @@ def test_numbers_that_break_stop_the_run_and_leave_the_last_good_weights(
         runs.run(folder, tmp_path / "run", method=method, optimizer=wild, train={"save_interval": 1, "max_norm": None})
     for kept in (tmp_path / "run").glob("step-*"):
         assert logits(kept).isfinite().all()
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_base_that_was_broken_before_is_said_to_be(method: str, folder: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(folder / "base", base)
+    tensors = load_file(base / "model.safetensors")
+    tensors["gpt_neox.final_layer_norm.weight"][3] = math.nan
+    save_file(tensors, base / "model.safetensors")
+    with pytest.raises(DivergedError, match=r"began with are not finite in .*ln_f\.weight.*litgpt validate"):
+        runs.run(folder, tmp_path / "run", method=method, checkpoint_dir=base)
 
 
 # What is refused ------------------------------------------------------------------------------------------------------

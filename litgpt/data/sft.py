@@ -55,9 +55,10 @@ class SFT(DataModule):
 
     def connect(self, tokenizer: Tokenizer, batch_size: int, max_seq_length: int) -> None:
         # not in the constructor: the command line would bury the line in one of its own
-        for name in ("seed", "num_workers"):
-            if getattr(self, name) < 0:
-                raise InputError(f"data.{name} is {getattr(self, name)}; give 0 or more")
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"data.seed is {self.seed}; give a number from 0 to 2**63 - 1")
+        if self.num_workers < 0:
+            raise InputError(f"data.num_workers is {self.num_workers}; give 0 or more")
         if getattr(self, "_tokenizer", None) is not tokenizer:
             self._encoded: tuple[Samples, Samples] | None = None
         self._tokenizer, self._batch_size, self._length = tokenizer, batch_size, max_seq_length
