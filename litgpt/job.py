@@ -77,6 +77,7 @@ class Job:
         self.check_words(resume is not False)
         self.ready = self.opened_data()
         self.fit_to_data()
+        self._check_memory()
         if resume is not False and (done := run_state.finished(self.out_dir, resume)) and done.facts == self.facts():
             place = run_state.named(self.out_dir, resume)
             print(f"the run in {place} is already complete: {done.at.step} steps; nothing was changed")
@@ -150,7 +151,8 @@ class Job:
         self._check_tokenizer()
         if self.source is not None:
             checkpoint.open_(checkpoint.find(self.source))
-        self._check_memory()
+        # how long rows get is the data's to say, unless it was given: until then only what no row could do without
+        self._check_memory(seq_len=self.train.max_seq_length or 1)
 
     def _check_tokenizer(self) -> None:
         tokenizer = Tokenizer(self.tokenizer_dir)
@@ -214,10 +216,10 @@ class Job:
         shown = [f"eval.{name}" for name in sorted(examples) if self.ready.example("first") is None]
         return [*launch.without_effect(self.logger_name, self.log), *shown, *self.data.without_effect()]
 
-    def _check_memory(self) -> None:
+    def _check_memory(self, **changes: Any) -> None:
         try:
             estimate.require_fit(
-                self.memory().total,
+                self.memory(**changes).total,
                 self.machine.free_memory(),
                 f"training {self.config.name} ({self.precision}) with train.micro_batch_size "
                 f"{self.train.micro_batch_size} and train.max_seq_length {self.seq_length}",

@@ -14,8 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from litgpt import adapters
-from litgpt.errors import DivergedError, InputError
+from litgpt.errors import DivergedError, InputError, MachineError
 from tests.makers import runs
+from tests.makers.checkpoints import edit_json
 
 METHODS = runs.METHODS
 
@@ -234,6 +235,20 @@ def test_wrong_words_are_refused_before_anything_is_written(
     with pytest.raises((InputError, FileNotFoundError), match=words):
         runs.run(folder, tmp_path / "run", method="lora", **changes)
     assert not (tmp_path / "run").exists()
+
+
+def test_memory_is_reckoned_for_the_rows_there_are_not_for_the_longest_there_could_be(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(folder / "base", base)
+    edit_json(base / "config.json", max_position_embeddings=10**6)
+    (base / "litgpt_manifest.json").unlink(missing_ok=True)
+    monkeypatch.setattr("litgpt.launch.available_memory", lambda: 50 * 10**6)
+    once = {"max_steps": 1, "lr_warmup_steps": 0, "max_seq_length": None}
+    runs.run(folder, tmp_path / "run", method="lora", checkpoint_dir=base, train=once)
+    with pytest.raises(MachineError, match="max_seq_length 1000000"):
+        runs.run(folder, tmp_path / "other", method="lora", checkpoint_dir=base, train=once | {"max_seq_length": 10**6})
 
 
 def test_a_script_may_call_a_command_with_any_argv(
