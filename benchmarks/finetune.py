@@ -132,12 +132,13 @@ def litgpt(options: argparse.Namespace, clock: Clock) -> None:
     from litgpt.finetune import full, lora
 
     clock.start()
-    command = full.setup if options.method == "full" else lora.setup
+    command: Callable[..., None] = full.setup if options.method == "full" else lora.setup
+    quantized = {"quantize": "bnb.nf4"} if options.method == "qlora" else {}
     command(
         checkpoint_dir=options.work / "model",
         out_dir=Path(tempfile.mkdtemp(dir=options.work)),
         precision="bf16-true",
-        quantize="bnb.nf4" if options.method == "qlora" else None,
+        **quantized,
         data=JSON(options.work / "data.json", val_split_fraction=0.01, prompt_style="default", num_workers=0),
         train=TrainArgs(**training(options), max_seq_length=512),
         eval=EvalArgs(interval=10**6, final_validation=False),
