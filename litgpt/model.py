@@ -13,7 +13,7 @@ Knows tensors only: no files, no text, no training.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast, overload
 
@@ -25,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 from typing_extensions import Self
 
 from litgpt.config import Config
-from litgpt.cpu import attend_documents
+from litgpt.cpu import QUERIES, attend_documents
 from litgpt.errors import InputError
 from litgpt.loss import Loss, linear_cross_entropy
 
@@ -146,11 +146,17 @@ class GPT(nn.Module):
         cache: KVCache | None = None,
         doc_ids: Tensor | None = None,
         last_only: bool = False,
+        until: Sequence[int] | None = None,
     ) -> Tensor:
-        """What the head reads: (B, T, n_embd), or (B, 1, n_embd) with `last_only`. Arguments as in `forward`."""
-        if cache is None and input_pos is not None and doc_ids is None:
+        """What the head reads: (B, T, n_embd), or (B, 1, n_embd) with `last_only`. Arguments as in `forward`, and
+
+        until: for one row of texts of which some begin alike, where the first place lies that sees each token no more:
+
+            texts  a b c   a b d   e f      ids  a b c d e f      positions  0 1 2 2 0 1      until  4 4 3 4 6 6
+        """
+        if cache is None and input_pos is not None and doc_ids is None and until is None:
             cache = self.kv_cache
-        x, shared = self.embed(idx), self.share(idx, input_pos, cache, doc_ids)
+        x, shared = self.embed(idx), self.share(idx, input_pos, cache, doc_ids, until)
         recompute = self.gradient_checkpointing and cache is None and torch.is_grad_enabled()
         for layer, block in enumerate(self.blocks):
             if recompute:
@@ -174,7 +180,14 @@ class GPT(nn.Module):
             x = x * torch.tensor(self.config.n_embd**0.5, dtype=x.dtype, device=x.device)
         return x
 
-    def share(self, idx: Tensor, input_pos: Tensor | None, cache: KVCache | None, doc_ids: Tensor | None) -> Shared:
+    def share(
+        self,
+        idx: Tensor,
+        input_pos: Tensor | None,
+        cache: KVCache | None,
+        doc_ids: Tensor | None,
+        until: Sequence[int] | None = None,
+    ) -> Shared:
         """What all layers of one forward have in common: positions, rotations, who may attend to whom."""
         documents = None if cache is None else cache.documents
         if documents is not None:
@@ -182,10 +195,12 @@ class GPT(nn.Module):
         else:
             rows = None if doc_ids is None else _documents(doc_ids)
         length = idx.size(1)
+        if until is not None and input_pos is not None:
+            length = int(input_pos.max()) + 1
         limit = self.config.block_size if cache is None else cache.max_len
         if (length if rows is None else max(map(max, rows))) > limit:
             raise InputError(f"{length} tokens do not fit into {limit}, the longest sequence this model (cache) takes")
-        positions = torch.arange(length, device=idx.device) if input_pos is None else input_pos
+        positions = torch.arange(idx.size(1), device=idx.device) if input_pos is None else input_pos
         # looking at positions is free on the CPU; on other devices it would make the host wait
         on_host = input_pos is not None and positions.device.type == "cpu" and not torch.compiler.is_compiling()
         last = int(positions.max()) if on_host and (cache is None or cache.span is None) else None
@@ -198,7 +213,7 @@ class GPT(nn.Module):
         dtype = self.wte.weight.dtype
         turns = self.rope(positions, reach, dtype)
         local_turns = turns if self.local_rope is None else self.local_rope(positions, None, dtype)
-        return Shared(positions, turns, local_turns, fresh or cache is None, span, doc_ids, rows)
+        return Shared(positions, turns, local_turns, fresh or cache is None, span, doc_ids, rows, until)
 
     def reach(self, positions: Tensor, cache: KVCache | None, doc_ids: Tensor | None) -> Tensor:
         """How long the sequence of each token gets: (1,), (B, 1) or (B, T). Rope that differs beyond a length asks."""
@@ -270,6 +285,7 @@ class Shared:
     span: int | None  # how many cache slots hold something, where that is known
     doc_ids: Tensor | None  # (B, T)
     documents: list[list[int]] | None  # per row the lengths of its documents, when the host can know them
+    until: Sequence[int] | None = None  # see `GPT.hidden`
     masks: dict[Any, Tensor | None] = field(default_factory=dict)
 
     def at_rest(self) -> Shared:
@@ -290,6 +306,23 @@ class Shared:
                 mask = mask & same
             self.masks[key] = mask
         return self.masks[key]
+
+    def blocks(self, window: int | None, device: torch.device) -> list[tuple[slice, Tensor, Tensor]]:
+        """Queries, taken some at a time, the keys that any of them sees, and who sees which: (queries, keys) bool."""
+        key = ("blocks", window)
+        if key not in self.masks:
+            assert self.until is not None
+            until, positions = torch.tensor(self.until), self.positions.flatten().cpu()
+            found = []
+            for start in range(0, len(until), QUERIES):
+                queries = torch.arange(start, min(start + QUERIES, len(until)))
+                keys = (until[: queries[-1] + 1] > start).nonzero().flatten()
+                mask = (keys <= queries[:, None]) & (queries[:, None] < until[keys])
+                if window is not None:
+                    mask &= positions[queries][:, None] - positions[keys] < window
+                found.append((slice(start, start + len(queries)), keys.to(device), mask.to(device)))
+            self.masks[key] = cast(Any, found)
+        return cast(Any, self.masks[key])
 
 
 def _documents(doc_ids: Tensor) -> list[list[int]] | None:
@@ -555,6 +588,14 @@ def attend_own(
     q: Tensor, k: Tensor, v: Tensor, shared: Shared, window: int | None, *, scale: float, softcap: float | None
 ) -> Tensor:
     """Causal attention of a chunk (B, nh, T, hs) over its own keys, document by document where rows are packed."""
+    if shared.until is not None:
+        return torch.cat(
+            [
+                attend(q[:, :, queries], k[:, :, keys], v[:, :, keys], mask=mask, scale=scale, softcap=softcap)
+                for queries, keys, mask in shared.blocks(window, q.device)
+            ],
+            dim=2,
+        )
     if shared.documents is None:
         mask = shared.own_mask(q.size(2), window, q.device)
         return attend(q, k, v, mask=mask, causal=mask is None, scale=scale, softcap=softcap)

@@ -364,8 +364,7 @@ def test_scores_lie_beside_the_tokens_that_are_shown(model):
 
 @pytest.mark.parametrize("name", KINDS)
 def test_given_text_is_scored(name, monkeypatch):
-    monkeypatch.setattr("litgpt.generate.engine.PREFILL_CHUNK", 30)
-    monkeypatch.setattr("litgpt.generate.engine.SCORED_AT_ONCE", 4)
+    monkeypatch.setattr("litgpt.generate.scoring.SCORED_AT_ONCE", 4)
     model = lively(name, block_size=128)
     dice = random.Random(3)
     pairs = [
@@ -373,7 +372,8 @@ def test_given_text_is_scored(name, monkeypatch):
         for n in (1, 9, 3, 40, 0)
     ]
     pairs += [(pairs[0][0], [7]), (pairs[0][0], [8])]
-    found = list(Engine(model).score(pairs, top=1))
+    pairs += [(pairs[1][0], pairs[1][1][:n] + [7] * 3) for n in (0, 4)]
+    found = list(Engine(model).score(pairs, top=1, at_once=60))
     for (before, after), scores in zip(pairs, found, strict=True):
         with torch.no_grad():
             logprobs = model(torch.tensor([before + after]))[

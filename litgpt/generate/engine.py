@@ -18,15 +18,16 @@ from torch import Tensor
 
 from litgpt.errors import InputError, near_miss
 from litgpt.estimate import in_words, kv_cache_bytes, require_fit
+from litgpt.generate import scoring
 from litgpt.generate.compiled import CompiledStep
-from litgpt.generate.sampling import Choice, Sampler, Sampling, StopAutomaton, TokenScore, token_scores
+from litgpt.generate.sampling import Choice, Sampler, Sampling, StopAutomaton, TokenScore
+from litgpt.generate.scoring import Pair, common
 from litgpt.launch import machine
 from litgpt.model import GPT, KVCache
 
 PREFILL_CHUNK = 512  # tokens of prompts taken in at once between two decode steps
 LONG_PREFIX = 256  # a prefix of so many tokens is taken over, however long the rest is
 SMALL_CACHE = 64 << 20  # bytes; a smaller cache is made without a look at the memory
-SCORED_AT_ONCE = 128  # rows of logits held at once for scores
 
 FinishReason = Literal["stop", "length", "cancelled"]
 AtLimit = Literal["refuse", "stop"]
@@ -251,28 +252,27 @@ class Engine:
             self.cancel(request)
 
     @torch.inference_mode()
-    def score(
-        self, pairs: Iterable[tuple[Sequence[int], Sequence[int]]], *, top: int = 0
-    ) -> Iterator[list[TokenScore]]:
+    def score(self, pairs: Iterable[Pair], *, top: int = 0, at_once: int = PREFILL_CHUNK) -> Iterator[list[TokenScore]]:
         """How likely the model finds given text: for each (what comes before, what follows) the scores of what follows.
+
+        What texts have in common at their beginning is read once, where they are read together.
 
         Args:
             pairs: ids each; what comes before holds at least one.
             top: how many of the likeliest tokens to report beside each.
+            at_once: tokens to read together; a longer text is read alone.
 
         Raises:
             InputError: nothing comes before, ids that the model does not have, or more than the context holds.
         """
-        batch: list[tuple[Sequence[int], Sequence[int]]] = []
+        for batch in scoring.together(self._scorable(pairs), at_once):
+            yield from scoring.scores(self.model, batch, top=top, n_tokens=self.n_tokens)
+
+    def _scorable(self, pairs: Iterable[Pair]) -> Iterator[Pair]:
         for before, after in pairs:
             self._checked([*before, *after[:-1]] if before else [], 0, "refuse")
             self._check_ids(after)
-            if batch and sum(len(b) + len(a) - 1 for b, a in [*batch, (before, after)]) > PREFILL_CHUNK:
-                yield from self._score(batch, top)
-                batch = []
-            batch.append((before, after))
-        if batch:
-            yield from self._score(batch, top)
+            yield before, after
 
     # -- limits
 
@@ -371,9 +371,9 @@ class Engine:
         for row, other in enumerate(held):
             if other is None or other.filled <= length or not self._turns_alike(request, other):
                 continue
-            common = min(_common(request.ids, other.held), len(request.ids) - 1)
-            if common > length and self._can_go_back(other.filled, common):
-                best, length = row, common
+            shared = min(common(request.ids, other.held), len(request.ids) - 1)
+            if shared > length and self._can_go_back(other.filled, shared):
+                best, length = row, shared
         if 2 * length < len(request.ids) and length < LONG_PREFIX:
             return None, 0  # reading it with others, from the start, costs less
         return best, length
@@ -500,28 +500,6 @@ class Engine:
         positions = torch.tensor([[r.filled] for r in rows] + [[0]] * unused, device=self.device)
         return step(idx, positions, self.cache)[: len(rows)]
 
-    def _score(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], top: int) -> Iterator[list[TokenScore]]:
-        """Scores of pairs that are read together; what several have in common as a whole is read once."""
-        places: dict[tuple[int, ...], int] = {}
-        for before, after in pairs:
-            ids = (*before, *after[:-1])
-            places.setdefault(ids, sum(map(len, places)))
-        lengths = [len(ids) for ids in places]
-        idx = torch.tensor([[token for ids in places for token in ids]], device=self.device)
-        documents = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths)).unsqueeze(0).to(self.device)
-        positions = torch.tensor([[p for n in lengths for p in range(n)]], device=self.device)
-        hidden = self.model.hidden(idx, positions, doc_ids=documents)[0]
-        for before, after in pairs:
-            ids = (*before, *after[:-1])
-            first = places[ids] + len(before) - 1
-            wanted = torch.tensor(list(after), device=hidden.device)
-            scores: list[TokenScore] = []
-            for start in range(0, len(after), SCORED_AT_ONCE):
-                part = hidden[first + start : first + min(start + SCORED_AT_ONCE, len(after))]
-                logits = self.model.logits(part)[:, : self.n_tokens]
-                scores += token_scores(logits, wanted[start : start + SCORED_AT_ONCE], top)
-            yield scores
-
     # -- what was drawn
 
     def _choose(self, requests: Sequence[Request], logits: Tensor) -> list[Event]:
@@ -554,11 +532,3 @@ class Engine:
         scores = tuple(request.scores[request.shown : request.shown + len(shown)])
         request.shown += len(shown)
         return Event(request, tuple(shown), request.finish_reason, scores)
-
-
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens two sequences have in common at their beginning."""
-    length = min(len(one), len(other))
-    if one[:length] == other[:length]:
-        return length
-    return next(i for i in range(length) if one[i] != other[i])

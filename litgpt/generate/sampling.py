@@ -327,7 +327,8 @@ def token_scores(logits: Tensor, tokens: Tensor, top: int = 0) -> list[TokenScor
     """The log-probabilities of tokens (N,) under logits (N, V), with the `top` likeliest of each place."""
     logprobs = logits.float().log_softmax(dim=-1)
     own = logprobs.gather(1, tokens.unsqueeze(1)).squeeze(1)
-    values, best = logprobs.topk(min(top, logprobs.size(1)))
+    # of several that are equal, `max` takes the first, and `topk` any
+    values, best = logprobs.max(-1, keepdim=True) if top == 1 else logprobs.topk(min(top, logprobs.size(1)))
     return [
         TokenScore(token, score, tuple(zip(ids, scores, strict=True)))
         for token, score, ids, scores in zip(tokens.tolist(), own.tolist(), best.tolist(), values.tolist(), strict=True)
