@@ -397,7 +397,8 @@ def _lost_peers(verdict: Callable[[], UserError]) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if isinstance(error, UserError) or not _is_lost_peer(error):
+        said = error.__cause__ if isinstance(error, MachineError) else error
+        if not isinstance(said, RuntimeError) or isinstance(said, UserError) or not _is_lost_peer(said):
             raise
         raise verdict() from error
 

@@ -17,7 +17,7 @@ from torch.testing import assert_close
 from litgpt import adapters, checkpoint, launch
 from litgpt.api import LLM
 from litgpt.config import Config
-from litgpt.errors import InputError
+from litgpt.errors import InputError, MachineError
 from litgpt.generate import base, tp
 from litgpt.generate.engine import Engine
 from litgpt.generate.sampling import Sampling
@@ -321,6 +321,21 @@ def test_two_processes_say_what_one_says(
     assert any(tokens["reused"] for name, (_, tokens) in answers.items() if name in TALKING)
 
 
+def refuse(ranks: launch.PlainRanks, job: None) -> None:
+    """Rank 1 cannot take part, while rank 0 goes on to tell it something."""
+    placement = TensorParallel.here(ranks.device)
+    if ranks.global_rank:
+        raise InputError("cuda:1 is too small")
+    assert placement.mirror is not None
+    for number in range(10_000):
+        placement.mirror.tell("new", number, 1, 1)
+
+
+def test_what_keeps_another_rank_from_its_part_is_said() -> None:
+    with pytest.raises(InputError, match=r"^cuda:1 is too small$"):
+        launch.launch(Machine("cpu", 2), "32-true", refuse, None, strategy=launch.PLAIN)
+
+
 def test_one_device_is_an_ordinary_generate(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     tokenizer = train_tiny_tokenizer(tmp_path / "tokenizer")
     config = shrunk("Qwen2.5-0.5B", vocab_size=300, padded_vocab_size=320, block_size=256)
@@ -358,7 +373,10 @@ def test_an_llm_answers_scores_and_embeds_from_two_processes_as_from_one(tmp_pat
         llm.save(tmp_path / "copy")
     with pytest.raises(InputError, match=r"another model of this process is tensor_parallel"):
         LLM.load(tmp_path / "ck", distribute=None).distribute("cpu", 2, generate_strategy="tensor_parallel")
-    llm.distribute("cpu", 2, generate_strategy="sequential")  # the other process is let go
+    multiprocessing.active_children()[0].kill()
+    with pytest.raises(MachineError, match=r"process of another device is gone; load the model again"):
+        said()
+    llm.distribute("cpu", 2, generate_strategy="sequential")
     assert not multiprocessing.active_children()
     assert not torch.distributed.is_initialized()
     assert said() == one

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from litgpt.errors import UserError
+from litgpt.errors import MachineError, UserError
 from litgpt.model import GPT, KVCache
 
 SHORT = 8192  # bytes of a message that are sent at once
@@ -95,7 +95,10 @@ class Mirror:
     def tell(self, *message: Any) -> None:
         with self.lock:
             gone, self.gone = self.gone, []
-            self.channel.send((gone, *message))
+            try:
+                self.channel.send((gone, *message))
+            except RuntimeError as error:  # gloo says it in words only
+                raise MachineError("the process of another device is gone; load the model again") from error
 
     @contextmanager
     def _inside(self) -> Iterator[None]:
@@ -119,7 +122,7 @@ class MirroredCache(KVCache):
         self.__dict__ |= cache.__dict__
         self.mirror, self.number = mirror, number
         mirror.places[self] = (number, "whole", ())
-        mirror.tell("new", number, cache.batch_size, cache.max_len)
+        mirror.tell("new", number, cache.batch_size, cache.max_len, cache.ahead)
         weakref.finalize(self, mirror.forget, number)
 
     def rows(self, start: int, stop: int) -> KVCache:
@@ -183,8 +186,8 @@ def follow(model: GPT, channel: Channel) -> None:
             match what, message:
                 case "stop", _:
                     return
-                case "new", [number, rows, length]:
-                    caches[number] = model.new_cache(rows, length)
+                case "new", [number, rows, length, ahead]:
+                    caches[number] = model.new_cache(rows, length, ahead)
                 case "cache", [number, verb, arguments]:
                     if verb == "grow":
                         views = {key: view for key, view in views.items() if key[0] != number}

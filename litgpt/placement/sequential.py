@@ -50,8 +50,8 @@ class SpreadGPT(GPT):
         there = next(chain(self.lm_head.parameters(), self.lm_head.buffers()))
         return super().logits(hidden.to(there.device))
 
-    def new_cache(self, batch_size: int, max_len: int | None = None) -> KVCache:
-        cache = KVCache(self.config, batch_size, max_len, dtype=self.wte.weight.dtype, device="meta")
+    def new_cache(self, batch_size: int, max_len: int | None = None, ahead: int = 0) -> KVCache:
+        cache = KVCache(self.config, batch_size, max_len, ahead, dtype=self.wte.weight.dtype, device="meta")
         for layer, device in zip(cache.layers, self.devices, strict=True):
             layer.k, layer.v = (torch.zeros_like(t, device=device) for t in (layer.k, layer.v))
         return cache

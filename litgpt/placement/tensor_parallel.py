@@ -11,6 +11,7 @@ config, whose sums are taken over all ranks: so its cache has its own heads only
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from litgpt import estimate, weights
 from litgpt.config import Config
-from litgpt.errors import InputError
+from litgpt.errors import InputError, MachineError
 from litgpt.model import GPT, Attention, Block, KVCache, join_qkv, known, split_qkv
 from litgpt.placement.base import free_memory, in_precision, require_fit
 from litgpt.placement.mirror import Channel, Mirror, follow
@@ -201,8 +202,8 @@ class PartGPT(GPT):
         with self.mirror.together_on("logits", hidden):
             return self._logits(hidden)
 
-    def new_cache(self, batch_size: int, max_len: int | None = None) -> KVCache:
-        cache = super().new_cache(batch_size, max_len)
+    def new_cache(self, batch_size: int, max_len: int | None = None, ahead: int = 0) -> KVCache:
+        cache = super().new_cache(batch_size, max_len, ahead)
         return cache if self.mirror is None else self.mirror.keep(cache)
 
     def _logits(self, hidden: Tensor) -> Tensor:
@@ -300,9 +301,10 @@ class TensorParallel:
         follow(model, self.channel)
 
     def release(self) -> None:
-        """On rank 0: let the others go."""
+        """On rank 0: let the others go, as far as they are still there."""
         assert self.mirror is not None
-        self.mirror.tell("stop")
+        with suppress(MachineError):
+            self.mirror.tell("stop")
 
     def outline(self, config: Config) -> PartGPT:
         return weights.outline(config, lambda config: PartGPT(config, self.ranks))
