@@ -11,7 +11,7 @@ import shutil
 import sys
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, is_dataclass, replace
 from functools import partial
@@ -606,7 +606,7 @@ class LLM(torch.nn.Module):
         self, engine: Engine, ids: list[int], samplings: list[Sampling], most: int, stops: list[str], name: str
     ) -> list[Row]:
         from litgpt.generate.answers import Row
-        from litgpt.generate.sampling import StopAutomaton
+        from litgpt.generate.stops import StopAutomaton
 
         tokenizer = self.tokenizer
         ends = [] if tokenizer is None else self.prompt_style.stop_tokens(tokenizer)
@@ -689,12 +689,13 @@ class LLM(torch.nn.Module):
         ]
         vectors = torch.empty(len(rows), self.config.n_embd)
         by_length = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-        for start in range(0, len(rows), batch_size):
-            batch = by_length[start : start + batch_size]
-            for i, hidden in zip(batch, self._hidden([rows[i] for i in batch]), strict=True):
-                vectors[i] = hidden.mean(0) if pooling == "mean" else hidden[-1]
-        if normalize:
-            vectors = F.normalize(vectors, dim=-1)
+        from litgpt.generate.answers import evaluating
+        from litgpt.generate.embedding import embed
+
+        with self._decoding.lock, evaluating(self._placed):
+            for start in range(0, len(rows), batch_size):
+                batch = by_length[start : start + batch_size]
+                vectors[batch] = embed(self._placed, [rows[i] for i in batch], pooling, normalize)
         return vectors if many else vectors[0]
 
     def _tokens(self, text: Any, name: str) -> list[int]:
@@ -704,20 +705,6 @@ class LLM(torch.nn.Module):
             limit = self.config.block_size
             raise InputError(f"{name} has {len(ids)} tokens, more than the model's context of {limit}; shorten it")
         return ids
-
-    @torch.no_grad()
-    def _hidden(self, rows: Sequence[Sequence[int]]) -> Iterator[Tensor]:
-        """What the head reads: (T, n_embd) fp32 of each row of ids."""
-        from litgpt.generate.answers import evaluating
-
-        model, longest = self._placed, max(map(len, rows))
-        idx, documents = torch.zeros(len(rows), longest, dtype=torch.int64), torch.full((len(rows), longest), -1)
-        for i, row in enumerate(rows):
-            idx[i, : len(row)], documents[i, : len(row)] = torch.tensor(row), 0
-        ragged = any(len(row) < longest for row in rows)
-        with self._decoding.lock, evaluating(model):
-            hidden = model.hidden(idx.to(self.device), doc_ids=documents.to(self.device) if ragged else None)
-        return iter([states[: len(row)].float().cpu() for states, row in zip(hidden, rows, strict=True)])
 
     # -- training by the commands
 

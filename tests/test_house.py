@@ -22,7 +22,8 @@ ROOMS = """
     prompts.marks prompts.messages prompts.base prompts.pieces prompts.table prompts.sandbox prompts.template prompts
     checkpoint adapters report hub launch
     data.base data.text data.tokens data.packing data.loader data.* data
-    generate.sampling generate.scoring generate.compiled generate.engine generate.answers generate.session generate.* generate
+    generate.stops generate.sampling generate.scoring generate.compiled
+    generate.engine generate.answers generate.session generate.* generate
     run_state training job pretrain finetune.* finetune
     chat.* chat eval.* eval deploy.* deploy scripts.* scripts
     recipe signature legacy request parser usage api cli __main__

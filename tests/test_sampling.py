@@ -18,7 +18,8 @@ from transformers.generation import (
 )
 
 from litgpt.errors import InputError, InputTypeError
-from litgpt.generate.sampling import Choice, Sampler, Sampling, StopAutomaton
+from litgpt.generate.sampling import Choice, Sampler, Sampling
+from litgpt.generate.stops import StopAutomaton
 
 
 def spread(sampling: Sampling, logits: torch.Tensor, prompt: list[int] = (), drawn: list[int] = ()) -> torch.Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from litgpt.generate.engine import Engine, Request
-from litgpt.generate.sampling import StopAutomaton
+from litgpt.generate.stops import StopAutomaton
 from litgpt.model import GPT
 from litgpt.tokenizer import TokenStream
 

@@ -20,8 +20,9 @@ from litgpt.errors import InputError, near_miss
 from litgpt.estimate import in_words, kv_cache_bytes, require_fit
 from litgpt.generate import scoring
 from litgpt.generate.compiled import CompiledStep
-from litgpt.generate.sampling import Choice, Sampler, Sampling, StopAutomaton, TokenScore
+from litgpt.generate.sampling import Choice, Guide, Sampler, Sampling, TokenScore
 from litgpt.generate.scoring import Pair, common
+from litgpt.generate.stops import StopAutomaton
 from litgpt.launch import machine
 from litgpt.model import GPT, KVCache
 
@@ -140,6 +141,7 @@ class Engine:
         stop: Sequence[Sequence[int]] = (),
         logprobs: int | None = None,
         at_limit: AtLimit = "refuse",
+        guide: Guide | None = None,
     ) -> Request:
         """Queue a prompt. Every limit is checked here, before anything is allocated.
 
@@ -150,6 +152,7 @@ class Engine:
             stop: sequences of ids, each of which ends the answer and is not shown.
             logprobs: how many of the likeliest tokens to report with each token and its log-probability; None: nothing.
             at_limit: where prompt and max_new_tokens exceed the context: "refuse", or "stop" the answer there.
+            guide: holds the answer to a form; it ends where nothing more may come.
 
         Raises:
             InputError: an empty prompt, a negative count, or more tokens than the context or the memory holds.
@@ -161,7 +164,7 @@ class Engine:
         rows = len(self.model.wte.weight)
         if beyond := next((token for token in sampling.logit_bias if token >= rows), None):
             raise InputError(f"logit_bias names the token {beyond}, but the model has {rows} rows for tokens")
-        sampler = Sampler(sampling, list(ids), logprobs)
+        sampler = Sampler(sampling, list(ids), logprobs, guide)
         request = Request(list(ids), max_new_tokens, sampler, StopAutomaton(stop))
         self._require_memory(request.reach)
         self.waiting.append(request)
@@ -176,11 +179,20 @@ class Engine:
         stop: Sequence[Sequence[int]] = (),
         logprobs: int | None = None,
         at_limit: AtLimit = "refuse",
+        guides: Sequence[Guide] = (),
     ) -> list[Request]:
-        """Queue several answers to one prompt, which is read once. Arguments as in `submit`."""
+        """Queue several answers to one prompt, which is read once. Arguments as in `submit`; a guide each, or none."""
         requests = [
-            self.submit(ids, s, max_new_tokens=max_new_tokens, stop=stop, logprobs=logprobs, at_limit=at_limit)
-            for s in samplings
+            self.submit(
+                ids,
+                sampling,
+                max_new_tokens=max_new_tokens,
+                stop=stop,
+                logprobs=logprobs,
+                at_limit=at_limit,
+                guide=guide,
+            )
+            for sampling, guide in zip(samplings, guides or [None] * len(samplings), strict=True)
         ]
         for request in requests[1:]:
             request.leader = requests[0]
@@ -519,6 +531,8 @@ class Engine:
         shown = request.stop.push(score.token)
         if request.stop.stopped:
             return self._finish(request, "stop", shown)
+        if request.sampler.guide is not None and request.sampler.guide.is_over:
+            return self._finish(request, "stop", shown + request.stop.flush())
         if len(request.new) >= request.max_new_tokens:
             return self._finish(request, "length", shown + request.stop.flush())
         return self._event(request, shown)

@@ -1,20 +1,18 @@
-"""How the next token is chosen, and when to stop. Knows rows of logits and streams of symbols; no text, no model."""
+"""How the next token is chosen. Knows rows of logits; no text, no model."""
 
 from __future__ import annotations
 
 import math
 import random
-from collections import Counter, deque
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, NamedTuple, TypeVar
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from litgpt.errors import InputError, require_type
-
-Symbol = TypeVar("Symbol", bound=Hashable)
 
 NUCLEUS = 256  # of how many tokens a nucleus without top_k is looked for first; larger ones take a sort of all
 SPARE = 16  # how many tokens as likely as the k-th are looked for first
@@ -97,6 +95,20 @@ class TokenScore(NamedTuple):
     top: tuple[tuple[int, float], ...] = ()  # the likeliest tokens at this place, best first
 
 
+class Guide(Protocol):
+    """Holds a row to a form, such as JSON."""
+
+    def allowed(self, width: int) -> Tensor:
+        """(width,) bool, on the CPU: the tokens that may come next; at least one."""
+
+    def take(self, token: int) -> None:
+        """This token was drawn."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more may come."""
+
+
 @dataclass(eq=False)
 class Sampler:
     """One row's part: its settings, its history and its own random state, so that neighbours do not change its text.
@@ -107,11 +119,13 @@ class Sampler:
         sampling: the settings.
         prompt: what came before the answer; repetition_penalty looks at it.
         logprobs: how many of the likeliest tokens to report with each choice; None reports nothing.
+        guide: what it may say; None: anything.
     """
 
     sampling: Sampling
     prompt: Sequence[int] = ()
     logprobs: int | None = None
+    guide: Guide | None = None
     drawn: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -134,6 +148,7 @@ class Choice:
         self.drawing = [i for i, row in enumerate(rows) if not row.sampling.is_greedy]
         self.penalised = [i for i, row in enumerate(rows) if row.sampling.has_penalty]
         self.scored = [i for i, row in enumerate(rows) if row.logprobs is not None]
+        self.guided = [(i, row.guide) for i, row in enumerate(rows) if row.guide is not None]
 
     def __call__(self, logits: Tensor) -> list[TokenScore]:
         """The next token of each row from logits (B, V), with its score where a row asks for scores.
@@ -171,10 +186,10 @@ class Choice:
         return result
 
     def adjusted(self, logits: Tensor) -> Tensor:
-        """(B, V) logits with bias and penalties; the same tensor where no row asks for any."""
+        """(B, V) logits with bias, penalties and guides; the same tensor where no row asks for any."""
         if self.device is None:
             self._settle(logits)
-        if self._bias is None and not self.penalised:
+        if self._bias is None and not self.penalised and not self.guided:
             return logits
         scores = logits.float().clone() if logits.dtype == torch.float32 else logits.float()
         if self._bias is not None:
@@ -185,6 +200,8 @@ class Choice:
                 self._seen, torch.where(part < 0, part * self._repetition, part / self._repetition), part
             )
             scores[self._penalised] = part - counts * self._frequency - (counts > 0) * self._presence
+        for i, guide in self.guided:
+            scores[i].masked_fill_(~guide.allowed(scores.size(1)).to(scores.device), -math.inf)
         return scores
 
     # -- settings as tensors
@@ -305,6 +322,8 @@ class Choice:
     def _count(self, chosen: list[int], tokens: Tensor) -> None:
         for row, token in zip(self.rows, chosen, strict=True):
             row.drawn.append(token)
+            if row.guide is not None:
+                row.guide.take(token)
         if self.penalised:
             column = tokens[self._penalised].unsqueeze(1)
             self._seen.scatter_(1, column, True)
@@ -342,70 +361,3 @@ def _inverse_cdf(weights: Tensor, chance: Tensor) -> Tensor:
     # less than the whole, however it is rounded: a token of weight 0 at the end is never drawn
     target = torch.minimum(chance * total, torch.nextafter(total, torch.zeros_like(total)))
     return torch.searchsorted(sums, target, right=True).clamp(max=weights.size(1) - 1)  # sums may be NaN
-
-
-class StopAutomaton(Generic[Symbol]):
-    """Watches a stream for any of several sequences, holding back what may be the beginning of one.
-
-    An Aho-Corasick automaton: a state is the longest suffix of the stream that begins some sequence, so `1 1 1 2` ends
-    at `1 1 2`. What `push` and `flush` return, laid end to end, is the stream up to the first stop, without it.
-    """
-
-    def __init__(self, sequences: Iterable[Sequence[Symbol]]) -> None:
-        self.children: list[dict[Symbol, int]] = [{}]
-        self.fallback, self.depth, self.ends = [0], [0], [0]  # `ends`: length of the longest sequence that ends here
-        for sequence in sequences:
-            if len(sequence):
-                self._add(sequence)
-        self._link()
-        self.state = 0
-        self.held: deque[Symbol] = deque()
-        self.stopped = False
-
-    def _add(self, sequence: Sequence[Symbol]) -> None:
-        state = 0
-        for symbol in sequence:
-            if symbol not in self.children[state]:
-                self.children[state][symbol] = len(self.children)
-                self.children.append({})
-                self.fallback.append(0)
-                self.depth.append(self.depth[state] + 1)
-                self.ends.append(0)
-            state = self.children[state][symbol]
-        self.ends[state] = len(sequence)
-
-    def _link(self) -> None:
-        queue = deque(self.children[0].values())
-        while queue:
-            state = queue.popleft()
-            for symbol, child in self.children[state].items():
-                self.fallback[child] = self._next(self.fallback[state], symbol)
-                self.ends[child] = max(self.ends[child], self.ends[self.fallback[child]])
-                queue.append(child)
-
-    def _next(self, state: int, symbol: Symbol) -> int:
-        while state and symbol not in self.children[state]:
-            state = self.fallback[state]
-        return self.children[state].get(symbol, 0)
-
-    def push(self, symbol: Symbol) -> list[Symbol]:
-        """Take one symbol; return those that are now known to be no part of a stop. Sets `stopped` at a stop."""
-        if self.stopped:
-            return []
-        self.held.append(symbol)
-        self.state = self._next(self.state, symbol)
-        if self.ends[self.state]:
-            self.stopped = True
-            free = len(self.held) - self.ends[self.state]
-        else:
-            free = len(self.held) - self.depth[self.state]
-        released = [self.held.popleft() for _ in range(free)]
-        if self.stopped:
-            self.held.clear()
-        return released
-
-    def flush(self) -> list[Symbol]:
-        """The stream has ended: what was held back was no stop."""
-        released = list(self.held)
-        self.held.clear()
-        return released

@@ -22,7 +22,8 @@ from litgpt.errors import InputError, MissingError, near_miss, require_type
 from litgpt.estimate import in_words
 from litgpt.generate.answers import Row
 from litgpt.generate.engine import AtLimit, Engine
-from litgpt.generate.sampling import Sampling, StopAutomaton
+from litgpt.generate.sampling import Sampling
+from litgpt.generate.stops import StopAutomaton
 from litgpt.launch import machine, peak_memory
 from litgpt.model import GPT
 from litgpt.placement.base import Placement
