@@ -124,7 +124,7 @@ def _read_own(place: Path) -> dict[str, Any]:
     config = read_json(path)
     require_version(config, path)
     method, settings = config.get("method"), config.get("settings")
-    if method not in METHODS or not isinstance(settings, dict):
+    if not isinstance(method, str) or method not in METHODS or not isinstance(settings, dict):
         raise InputError(f"{path}: method is {shown(method)}, must be one of {', '.join(METHODS)}, with its settings")
     return {"method": method, "settings": settings, "base": _path_or_none(config.get("base_model_name_or_path"))}
 

@@ -84,7 +84,7 @@ def one_line(error: BaseException | str) -> str:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, on the host or a GPU; torch has a class of its own for GPUs and none for the host."""
     is_named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return is_named or "can't allocate memory" in str(error)
+    return is_named or str(error) == "could not create a primitive" or "can't allocate memory" in str(error)
 
 
 def extra_missing(package: str, extra: str) -> InputError:

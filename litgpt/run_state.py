@@ -196,6 +196,11 @@ def load_optimizer(model: nn.Module, optimizer: Optimizer, tensors: Mapping[str,
     parameters = dict(model.named_parameters())
     for full_name, value in tensors.items():
         name, _, key = full_name.rpartition(".")
+        if name not in parameters:
+            raise InputError(
+                f"the optimizer state to resume from is that of {name}, which this run does not train; give the method "
+                "that the run began with, or another out_dir"
+            )
         # the step count stays where the optimizer keeps it: on the device only for the fused ones
         fused = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
         device = parameters[name].device if value.dim() or fused else torch.device("cpu")

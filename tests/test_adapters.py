@@ -165,6 +165,7 @@ def test_experts_by_the_names_of_earlier_transformers_open_here_as_in_peft(tmp_p
         ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights is 'pissa_niter_4', which changes the base"),
         ({"layer_replication": [[0, 2]]}, "layer_replication is"),
         ({"lora_alpha": "8"}, "'lora_alpha' is '8', must be a number"),
+        ({"lora_alpha": 10**400}, "'lora_alpha' is 1000.*, must be a number"),
         ({"alpha_pattern": {"q_proj": None}}, "'q_proj' is None, must be a number"),
         ({"alpha_pattern": {"q_(proj": 3}}, "alpha_pattern is .* must map patterns to numbers"),
         ({"alpha_pattern": [3]}, "alpha_pattern is .3., must map patterns to numbers"),
@@ -342,6 +343,7 @@ def test_a_damaged_adapter_is_named(method: str, share: float, tmp_path: Path) -
         ("[]", "expected an object"),
         ('{"format_version": 999}', "needs a newer LitGPT"),
         ('{"format_version": 1, "method": "prefix"}', "method is 'prefix', must be one of lora, adapter"),
+        ('{"format_version": 1, "method": ["lora"], "settings": {}}', "method is .*, must be one of lora, adapter"),
         (
             '{"format_version": 1, "method": "adapter", "settings": {"promt_length": 3}}',
             "settings has no promt_length; did you mean 'prompt_length'",

@@ -543,6 +543,7 @@ def test_help_shows_every_option_with_its_words(capsys: Any) -> None:
         (DivergedError("nan"), 4, "error: nan\n"),
         (MemoryError(), 3, "train.micro_batch_size"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 3, "train.max_seq_length"),
+        (RuntimeError("could not create a primitive"), 3, "train.max_seq_length"),  # oneDNN has no better words
         (PermissionError(13, "Permission denied", "/x/y"), 2, "error: /x/y: Permission denied"),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],

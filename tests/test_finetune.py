@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from litgpt import adapters
+from litgpt import adapters, storage
 from litgpt.errors import DivergedError, InputError, MachineError
 from tests.makers import runs
 from tests.makers.checkpoints import edit_json
@@ -125,6 +125,23 @@ def test_other_settings_are_not_resumed(
         runs.run(folder, finished["lora"], method="lora", resume=True, **change)
 
 
+@pytest.mark.parametrize("has_manifest", [True, False])
+def test_the_frozen_weights_are_those_the_run_began_with(has_manifest: bool, folder: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(folder / "base", base)
+    (base / "litgpt_manifest.json").unlink(missing_ok=True)
+    if has_manifest:
+        storage.seal(base)
+    changed = {"train": {"max_steps": 2, "lr_warmup_steps": 0, "save_interval": 1}, "checkpoint_dir": base}
+    runs.run(folder, tmp_path / "run", method="lora", **changed)
+    tensors = load_file(base / "model.safetensors")
+    save_file({name: tensor * 1.01 for name, tensor in tensors.items()}, base / "model.safetensors")
+    if has_manifest:
+        storage.seal(base)
+    with pytest.raises(InputError, match="base_weights"):
+        runs.run(folder, tmp_path / "run", method="lora", resume=True, **changed)
+
+
 def test_a_finished_run_is_left_as_it_is(
     finished: dict[str, Path], folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -225,6 +242,7 @@ def test_a_base_that_was_broken_before_is_said_to_be(method: str, folder: Path, 
         ({"lora_query": False, "lora_value": False}, "lora"),
         ({"lora_dropout": 1.5}, "lora_dropout"),
         ({"train": {"tie_embeddings": True}}, "tie_embeddings"),
+        ({"eval": {"max_new_tokens": 2, "evaluate_example": 99}}, "evaluate_example is 99; records 0 to"),
         ({"train": {"max_seq_length": 65}}, "max_seq_length 65 .*64"),
         ({"checkpoint_dir": Path("no/such/model/anywhere")}, "no checkpoint"),
     ],
@@ -249,6 +267,22 @@ def test_memory_is_reckoned_for_the_rows_there_are_not_for_the_longest_there_cou
     runs.run(folder, tmp_path / "run", method="lora", checkpoint_dir=base, train=once)
     with pytest.raises(MachineError, match="max_seq_length 1000000"):
         runs.run(folder, tmp_path / "other", method="lora", checkpoint_dir=base, train=once | {"max_seq_length": 10**6})
+
+
+def test_an_adapter_is_no_model_to_finetune_and_the_line_says_what_to_do(
+    folder: Path, finished: dict[str, Path], tmp_path: Path
+) -> None:
+    for method, words in (("lora", "litgpt merge_lora .*step-00000004"), ("adapter_v2", "finetune its base model /")):
+        with pytest.raises(InputError, match=rf"is an adapter \({method}\).*{words}"):
+            runs.run(folder, tmp_path / "run", method="lora", checkpoint_dir=finished[method] / "step-00000004")
+
+
+def test_the_state_of_another_method_is_refused_even_when_a_change_was_allowed(
+    folder: Path, finished: dict[str, Path], tmp_path: Path
+) -> None:
+    shutil.copytree(finished["full"] / "step-00000004", tmp_path / "run" / "step-00000004")
+    with pytest.raises(InputError, match="which this run does not train"):
+        runs.run(folder, tmp_path / "run", method="lora", resume="auto", allow_change="method")
 
 
 def test_a_script_may_call_a_command_with_any_argv(

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from litgpt import adapters, checkpoint, cli, storage
 from litgpt.errors import InputError, MissingError
@@ -224,3 +224,15 @@ def test_killed_at_any_change_it_leaves_the_old_or_the_new_and_a_rerun_repairs(t
     assert lines[0] == "old"
     assert lines[-1] == "new"
     assert lines == sorted(lines, reverse=True)
+
+
+def test_an_adapter_that_is_not_finite_is_not_merged(tmp_path: Path) -> None:
+    final, _ = unmerged(tmp_path)
+    file = adapters.adapter_in(final).file  # type: ignore[union-attr]
+    tensors = load_file(file)
+    tensors[min(tensors)][0, 0] = torch.nan
+    save_file(tensors, file, {"format": "pt"})
+    before = files(final)
+    with pytest.raises(InputError, match=r"adapter_model\.safetensors: its weights for .*lora_.* are not finite"):
+        merge_lora.main(final)
+    assert files(final) == before

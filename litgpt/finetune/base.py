@@ -57,6 +57,7 @@ def finetune(
     machine = launch.machine(devices, num_nodes)
     data = required(data, "data", "for instance --data JSON --data.json_path my.json")
     source = located(checkpoint_dir, access_token)
+    _require_whole(source)
     recipe.pop("access_token")
     job = Job(
         config=finetuned_config(source, train),
@@ -81,6 +82,20 @@ def finetune(
         merge=merge,
     )
     job.start(resume, allow_change)
+
+
+def _require_whole(source: Path) -> None:
+    """Refuse an adapter whose base model is not merged into it."""
+    from litgpt import adapters
+
+    found = adapters.find(source)
+    if found is not None:
+        base = f"finetune its base model {found.base or ''}".rstrip()
+        merged = f"merge it into its base model first (litgpt merge_lora {found.home}), or {base}"
+        raise InputError(
+            f"checkpoint_dir {source} is an adapter ({found.method}), no whole model; "
+            f"{merged if found.method == 'lora' else base}"
+        )
 
 
 def finetuned_config(source: Path, train: TrainArgs) -> Config:

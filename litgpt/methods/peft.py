@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -257,7 +258,7 @@ def require_readable(config: Mapping[str, Any], where: object) -> None:
     if config.get("bias", "none") != "none":
         raise InputError(f"{where}: bias is {shown(config['bias'])}, must be none; merge it with peft first")
     for name, alpha in {"lora_alpha": config.get("lora_alpha", 8), **_alphas(config, where)}.items():
-        if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
+        if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) <= sys.float_info.max:
             raise InputError(f"{where}: {shown(name)} is {shown(alpha)}, must be a number; copy the adapter again")
     init = config.get("init_lora_weights", True)
     if init not in _PLAIN_INITS:

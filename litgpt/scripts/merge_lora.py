@@ -10,6 +10,7 @@ from litgpt.errors import InputError, MissingError
 
 if TYPE_CHECKING:
     from litgpt.adapters import AdapterDir
+    from litgpt.model import GPT
 
 
 def main(
@@ -38,6 +39,7 @@ def main(
     base = adapter.find_base(pretrained_checkpoint_dir)
     _note_quantization(adapter, quantize)
     model = adapters.load_adapted(adapter, base=base, dtype=dtype, quantize=quantize, merge=False)
+    _require_finite(model, adapter)
     merged = lora.merged_state(model)
     checkpoint.write(
         adapter.home,
@@ -69,6 +71,12 @@ def _lora_in(directory: Path) -> AdapterDir:
         )
     require_writable(adapter.home)
     return adapter
+
+
+def _require_finite(model: GPT, adapter: AdapterDir) -> None:
+    for name, tensor in model.named_parameters():
+        if ".lora_" in name and not bool(tensor.isfinite().all()):
+            raise InputError(f"{adapter.file}: its weights for {name} are not finite; copy it again, or train it anew")
 
 
 def _note_quantization(adapter: AdapterDir, quantize: str | None) -> None:
