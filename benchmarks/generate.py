@@ -274,14 +274,15 @@ def transformers(options: argparse.Namespace) -> Callable[[], Decode]:
 
 def llama_cpp(options: argparse.Namespace) -> Callable[[], Decode]:
     import llama_cpp  # type: ignore[import-not-found]
+    import numpy as np
 
     def load() -> Decode:
-        model = llama_cpp.Llama(
-            str(options.gguf), n_ctx=ROWS * 1024, n_threads=options.threads, n_threads_batch=options.threads,
-            n_seq_max=ROWS, kv_unified=True, verbose=False,
-        )  # fmt: skip
-        context, vocabulary = model._ctx.ctx, model.n_vocab()
-        import numpy as np
+        model = llama_cpp.llama_model_load_from_file(str(options.gguf).encode(), llama_cpp.llama_model_default_params())
+        settings = llama_cpp.llama_context_default_params()
+        settings.n_ctx, settings.n_seq_max, settings.n_batch = ROWS * 1024, ROWS, LONG
+        settings.n_threads = settings.n_threads_batch = options.threads
+        context = llama_cpp.llama_init_from_model(model, settings)
+        vocabulary = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
 
         def decode(prompts: list[list[int]], new: int) -> Step:
             llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context), True)
