@@ -38,7 +38,10 @@ SECTIONS: dict[str, dict[str, Command]] = {
             "litgpt.generate.sequentially:main",
             "Generate with the layers spread over several devices",
         ),
-        "generate_speculatively": (None, "Generate with a small draft model that a large one checks"),
+        "generate_speculatively": (
+            "litgpt.generate.speculative_decoding:main",
+            "Generate with guesses, of a small draft model or from the text, that a large model checks",
+        ),
         "generate_tp": ("litgpt.generate.tp:main", "Generate with every layer split over several devices"),
         "serve": (None, "Serve a model over HTTP"),
     },

@@ -231,10 +231,10 @@ class GPT(nn.Module):
             return counts.scatter_add_(1, ids, torch.ones_like(ids)).gather(1, ids)
         return positions.amax(dim=-1, keepdim=True) + 1
 
-    def new_cache(self, batch_size: int, max_len: int | None = None) -> KVCache:
+    def new_cache(self, batch_size: int, max_len: int | None = None, ahead: int = 0) -> KVCache:
         """A cache in the model's precision, where the model is. Arguments as `KVCache`'s."""
         weight = self.wte.weight
-        return KVCache(self.config, batch_size, max_len, dtype=weight.dtype, device=weight.device)
+        return KVCache(self.config, batch_size, max_len, ahead, dtype=weight.dtype, device=weight.device)
 
     # -- the short way to a cache, for a person at a prompt
 
@@ -972,8 +972,9 @@ class Router(nn.Module):
 class LayerCache:
     """Keys and values of one layer: slot s of a row holds position s, or s modulo the slots in a ring.
 
-    A ring of `window` slots is all that a sliding layer ever sees, however long the text. Positions are written without
-    gaps, from 0: so what a slot holds follows from the row's position alone, and a row may start again at any time.
+    A ring of `window` slots is all that a sliding layer ever sees, however long the text. It has more where tokens may
+    be taken back, see `KVCache`. Positions are written without gaps, from 0: so what a slot holds follows from the
+    row's position alone, and a row may start again at any time.
     """
 
     def __init__(
@@ -1070,6 +1071,8 @@ class KVCache:
         config: the model's.
         batch_size: rows.
         max_len: longest sequence; None: the model's context length.
+        ahead: up to so many of the newest tokens may be taken back, by writing others over them. Rings are larger by
+            that: what those had overwritten was not needed any more.
         dtype, device: of the keys, usually the model's.
     """
 
@@ -1078,6 +1081,7 @@ class KVCache:
         config: Config,
         batch_size: int,
         max_len: int | None = None,
+        ahead: int = 0,
         *,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
@@ -1085,14 +1089,14 @@ class KVCache:
         max_len = config.block_size if max_len is None else max_len
         if max_len > config.block_size:
             raise InputError(f"a cache of {max_len} tokens is longer than the model's context of {config.block_size}")
-        self.batch_size, self.max_len = batch_size, max_len
+        self.batch_size, self.max_len, self.ahead = batch_size, max_len, ahead
         self.span: int | None = None  # the caller may say how many slots are in use; None: found out, or all
         self.reach: list[int] | Tensor | None = None  # and how long each row will get; None: max_len
         self.documents: list[tuple[int, int]] | None = None  # see `packed`
         self.layers: list[LayerCache] = []
         for layer in range(config.n_layer):
             window = config.window(layer)
-            slots = max_len if window is None else min(window, max_len)
+            slots = max_len if window is None else min(window + ahead, max_len)
             k, v = (
                 torch.zeros(batch_size, heads, slots, size, dtype=dtype, device=device)
                 for heads, size in _cache_shapes(config)
@@ -1115,14 +1119,15 @@ class KVCache:
     def _view(self, layers: list[LayerCache], rows: int) -> KVCache:
         view = object.__new__(KVCache)
         view.batch_size, view.max_len, view.span, view.reach, view.documents = rows, self.max_len, None, None, None
+        view.ahead = self.ahead
         view.layers = layers
         return view
 
     def grow(self, rows: int, max_len: int) -> None:
         """Make room for more or longer rows; what is there stays. One layer at a time is held twice."""
         for layer in self.layers:
-            slots = max_len if layer.window is None else min(layer.window, max_len)
-            # a ring that is not yet as large as its window has never gone around: slot s holds position s
+            slots = max_len if layer.window is None else min(layer.window + self.ahead, max_len)
+            # a ring that is not yet as large as it may get has never gone around: slot s holds position s
             for name in ("k", "v"):
                 old: Tensor = getattr(layer, name)
                 new = old.new_zeros(rows, old.size(1), slots, old.size(3))
@@ -1130,6 +1135,11 @@ class KVCache:
                 setattr(layer, name, new)
             layer.slots = slots
         self.batch_size, self.max_len = rows, max_len
+
+    def can_go_back(self, filled: int, length: int) -> bool:
+        """Whether a row of `filled` tokens still holds what it held at `length`: a ring forgets."""
+        rings = [min(layer.slots, layer.window) for layer in self.layers if layer.window is not None]
+        return filled <= length + 1 or all(filled <= slots for slots in rings)
 
     def copy_row(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` slots of one row over another's."""

@@ -23,7 +23,7 @@ ROOMS = """
     checkpoint adapters report hub launch
     data.base data.text data.tokens data.packing data.loader data.* data
     generate.stops generate.sampling generate.scoring generate.compiled
-    generate.engine generate.answers generate.session generate.* generate
+    generate.speculation generate.engine generate.drafters generate.answers generate.session generate.* generate
     run_state training job pretrain finetune.* finetune
     chat.* chat eval.* eval deploy.* deploy scripts.* scripts
     recipe signature legacy request parser usage api cli __main__

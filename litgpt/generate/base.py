@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
@@ -106,8 +106,9 @@ def answer(
     precision: str | None,
     compile: bool,
     placement: Sequential | TensorParallel | None = None,
+    prepare: Callable[[Session], None] | None = None,
 ) -> None:
-    """What `litgpt generate` does, with the model on one device or on several."""
+    """What `litgpt generate` does, with the model on one device or on several. `prepare` is called before it begins."""
     # here, so that --help does not wait for torch
     from litgpt.generate.sampling import Sampling
     from litgpt.generate.session import conversation, load_session
@@ -136,6 +137,8 @@ def answer(
         max_rows=min(batch_size, num_samples * max(len(tasks), 1)),
         placement=placement,
     )
+    if prepare is not None:
+        prepare(session)
     if prompts_file is None and output is None:
         show(session, tasks[0][2], samplings, max_new_tokens=max_new_tokens, stop=stop or ())
         return
@@ -169,7 +172,11 @@ def show(
 
 
 def report(session: Session) -> None:
-    print(f"{session.tally}, peak memory {session.memory()}", file=sys.stderr)
+    engine, guesses = session.engine, ""
+    if engine.drafter is not None:
+        share = engine.accepted / max(engine.proposed, 1)
+        guesses = f", {engine.accepted} of {engine.proposed} guessed tokens accepted ({share:.0%})"
+    print(f"{session.tally}{guesses}, peak memory {session.memory()}", file=sys.stderr)
 
 
 def answer_all(

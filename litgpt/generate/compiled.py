@@ -1,7 +1,7 @@
 """One decode step, compiled for fixed shapes: all rows of a cache at once, over all its slots.
 
-Compiled once for each size of the cache, so a run in which the cache does not grow compiles once. Prompts, which come
-in all lengths, are read without.
+Compiled once for each size of the cache, and for each number of tokens (more than one where some are proposed): so a
+run in which the cache does not grow compiles once. Prompts, which come in all lengths, are read without.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ BACKEND = "inductor"
 
 
 class CompiledStep:
-    """The model's forward for one token a row. Where compiling fails it says so once, and goes on without."""
+    """The model's forward for few tokens a row. Where compiling fails it says so once, and goes on without."""
 
     def __init__(self, model: GPT) -> None:
         self.model = model
@@ -37,7 +37,7 @@ class CompiledStep:
                 torch._dynamo.mark_static_address(tensor)
 
     def __call__(self, idx: Tensor, positions: Tensor, cache: KVCache) -> Tensor:
-        """Logits (B, V) after tokens (B, 1) at positions (B, 1) of all rows of the cache."""
+        """Logits (B, T, V) after tokens (B, T) at positions (B, T) of all rows of the cache."""
         if self.is_compiled:
             try:
                 return self.step(idx, positions, cache)
@@ -49,7 +49,7 @@ class CompiledStep:
         return self._logits(idx, positions, cache)
 
     def _logits(self, idx: Tensor, positions: Tensor, cache: KVCache) -> Tensor:
-        return self.model(idx, positions, cache=cache)[:, -1]
+        return self.model(idx, positions, cache=cache)
 
 
 def _is_of_the_compiler(error: Exception) -> bool:

@@ -22,6 +22,7 @@ from litgpt.generate import scoring
 from litgpt.generate.compiled import CompiledStep
 from litgpt.generate.sampling import Choice, Guide, Sampler, Sampling, TokenScore
 from litgpt.generate.scoring import Pair, common
+from litgpt.generate.speculation import Drafter, Proposal, judge, padded
 from litgpt.generate.stops import StopAutomaton
 from litgpt.launch import machine
 from litgpt.model import GPT, KVCache
@@ -101,6 +102,7 @@ class Engine:
         n_tokens: ids from here on are rows that no token has; they are never drawn. None: all rows are tokens.
         keep_prefixes: whether rows that have ended are kept for prompts that begin as they did.
         compile: whether decoding is compiled, once, for all rows together at the length of the cache.
+        drafter: proposes how rows go on; what it guesses right is had in one forward. It changes no distribution.
     """
 
     def __init__(
@@ -112,12 +114,15 @@ class Engine:
         n_tokens: int | None = None,
         keep_prefixes: bool = True,
         compile: bool = False,
+        drafter: Drafter | None = None,
     ) -> None:
         self.model = model
         self.max_rows = max_rows
         self.max_len = min(max_len or model.config.block_size, model.config.block_size)
         self.n_tokens = n_tokens
         self.compiled = CompiledStep(model) if compile else None
+        self.drafter = drafter
+        self.proposed = self.accepted = 0  # tokens, of all rows
         # a compiled step writes to all rows
         self.keep_prefixes = keep_prefixes and (not compile or max_rows == 1)
         self.device = model.wte.weight.device
@@ -347,7 +352,8 @@ class Engine:
         """A cache with one more row, of `reach` tokens, and with rows for those that wait. It grows by doubling."""
         rows = min(len(self.running) + 1 + len(self.waiting), self.max_rows) if self.compiled is None else self.max_rows
         if self.cache is None:
-            self.cache = self.model.new_cache(rows, self._length(reach))
+            ahead = 0 if self.drafter is None else self.drafter.k + 1
+            self.cache = self.model.new_cache(rows, self._length(reach), ahead)
         elif len(self.running) == self.cache.batch_size or reach > self.cache.max_len:
             if len(self.running) == self.cache.batch_size:
                 rows = max(rows, min(2 * self.cache.batch_size, self.max_rows))
@@ -379,12 +385,13 @@ class Engine:
 
     def _longest_prefix(self, request: Request, held: Sequence[Request | None]) -> tuple[int | None, int]:
         """The row that holds most of the beginning of a prompt, and how much; the last token is always read anew."""
+        assert self.cache is not None
         best, length = None, 0
         for row, other in enumerate(held):
             if other is None or other.filled <= length or not self._turns_alike(request, other):
                 continue
             shared = min(common(request.ids, other.held), len(request.ids) - 1)
-            if shared > length and self._can_go_back(other.filled, shared):
+            if shared > length and self.cache.can_go_back(other.filled, shared):
                 best, length = row, shared
         if 2 * length < len(request.ids) and length < LONG_PREFIX:
             return None, 0  # reading it with others, from the start, costs less
@@ -396,12 +403,6 @@ class Engine:
             return True
         limit = self.model.rope.stretch["original_max_seq_len"]
         return (one.reach > limit) == (other.reach > limit)
-
-    def _can_go_back(self, filled: int, length: int) -> bool:
-        """Whether a row of `filled` tokens still knows what it knew at `length`: a ring forgets."""
-        assert self.cache is not None
-        rings = {layer.slots for layer in self.cache.layers if layer.window is not None}
-        return filled <= length + 1 or all(filled <= slots for slots in rings)
 
     def _swap(self, one: int, other: int) -> None:
         """Exchange two rows of the cache, of which the second has ended or is empty."""
@@ -475,16 +476,68 @@ class Engine:
     def _decode(self) -> list[Event]:
         """One token more for every row; a row whose prompt is half read takes one token of it."""
         rows = list(self.running)
+        proposals = self._proposals(rows)
+        if any(proposal.tokens for proposal in proposals):
+            return self._decode_ahead(rows, proposals)
         logits = self._forward(rows)
+        choosing = self._fed(rows)
+        if len(choosing) < len(rows):
+            logits = logits[choosing]
+        return self._choose([rows[i] for i in choosing], logits)
+
+    def _fed(self, rows: Sequence[Request]) -> list[int]:
+        """Every row was fed its next token; which of them choose now."""
         choosing = []
         for i, request in enumerate(rows):
             if request.filled or len(request.ids) == 1:  # else it waits for its turn to be read
                 request.filled += 1
                 if not request.unread:
                     choosing.append(i)
-        if len(choosing) < len(rows):
-            logits = logits[choosing]
-        return self._choose([rows[i] for i in choosing], logits)
+        return choosing
+
+    def _proposals(self, rows: Sequence[Request]) -> list[Proposal]:
+        """What is said to follow in each row, its last token left out: that is drawn anyway."""
+        if self.drafter is None:
+            return []
+        counts = [
+            # a guide knows what may come next, and nothing of what would follow
+            0
+            if request.unread > 1 or request.sampler.guide is not None
+            else min(self.drafter.k, request.max_new_tokens - len(request.new) - 1)
+            for request in rows
+        ]
+        proposals = self.drafter.propose(rows, counts)
+        self.proposed += sum(len(proposal.tokens) for proposal in proposals)
+        return proposals
+
+    def _decode_ahead(self, rows: Sequence[Request], proposals: Sequence[Proposal]) -> list[Event]:
+        """As `_decode`; with its next token each row is fed what was proposed to follow.
+
+        Tokens that turn out wrong are in the cache then, behind all that is held: the next ones are written over them.
+        """
+        fed = [[request.next_token, *proposal.tokens] for request, proposal in zip(rows, proposals, strict=True)]
+        starts = [request.filled for request in rows]
+        choosing = self._fed(rows)
+        logits = self._forward_ahead(rows, fed, starts, choosing)[:, : self.n_tokens]
+        samplers = [rows[i].sampler for i in choosing]
+        self.choice = Choice([])  # what it has counted is not all any more
+        found = judge(samplers, [proposals[i] for i in choosing], logits)
+        return [self._take_all(rows[i], scores) for i, scores in zip(choosing, found, strict=True)]
+
+    def _forward_ahead(
+        self, rows: Sequence[Request], fed: Sequence[Sequence[int]], starts: Sequence[int], choosing: Sequence[int]
+    ) -> Tensor:
+        """Logits (N, V) after each token that is fed to the rows that choose; rows end to end."""
+        assert self.cache is not None
+        at = [i for i in choosing for _ in fed[i]], [place for i in choosing for place in range(len(fed[i]))]
+        if self.compiled is not None:
+            assert self.drafter is not None
+            return self._compiled_forward(self.compiled, rows, fed, starts, self.drafter.k + 1)[at]
+        width, limit = max(map(len, fed)), self.cache.max_len
+        view = self._view(rows)
+        view.span = min(max(starts) + width, limit)
+        idx, positions = padded(fed, starts, limit, width, self.device)
+        return self.model.logits(self.model.hidden(idx, positions, cache=view)[at])
 
     def _forward(self, rows: Sequence[Request]) -> Tensor:
         """Logits (B, V) after the next token of every row.
@@ -493,23 +546,38 @@ class Engine:
         """
         assert self.cache is not None
         if self.compiled is not None:
-            return self._compiled_forward(self.compiled, rows)
-        view = self.views.get(len(rows))
-        if view is None:
-            view = self.views[len(rows)] = self.cache.rows(0, len(rows))
+            next_tokens = [[request.next_token] for request in rows]
+            starts = [request.filled for request in rows]
+            return self._compiled_forward(self.compiled, rows, next_tokens, starts, 1)[:, -1]
+        view = self._view(rows)
         view.span = max(request.filled for request in rows) + 1
-        view.reach = [request.reach for request in rows]
         fed = torch.tensor([[[r.next_token] for r in rows], [[r.filled] for r in rows]], device=self.device)
         logits: Tensor = self.model(fed[0], fed[1], cache=view)[:, -1]
         return logits
 
-    def _compiled_forward(self, step: CompiledStep, rows: Sequence[Request]) -> Tensor:
-        """As `_forward`, with something fed to the rows that nobody uses, so that all steps are of one shape."""
+    def _view(self, rows: Sequence[Request]) -> KVCache:
+        """The rows of the cache that are running."""
+        assert self.cache is not None
+        view = self.views.get(len(rows))
+        if view is None:
+            view = self.views[len(rows)] = self.cache.rows(0, len(rows))
+        view.reach = [request.reach for request in rows]
+        return view
+
+    def _compiled_forward(
+        self,
+        step: CompiledStep,
+        rows: Sequence[Request],
+        fed: Sequence[Sequence[int]],
+        starts: Sequence[int],
+        width: int,
+    ) -> Tensor:
+        """Logits (B, width, V), with something fed to the rows that nobody uses, so that all steps are of one shape."""
         assert self.cache is not None
         unused = self.cache.batch_size - len(rows)
         self.cache.reach = torch.tensor([r.reach for r in rows] + [1] * unused, device=self.device)
-        idx = torch.tensor([[r.next_token] for r in rows] + [[0]] * unused, device=self.device)
-        positions = torch.tensor([[r.filled] for r in rows] + [[0]] * unused, device=self.device)
+        fed, starts = [*fed, *[[0]] * unused], [*starts, *[0] * unused]
+        idx, positions = padded(fed, starts, self.cache.max_len, width, self.device)
         return step(idx, positions, self.cache)[: len(rows)]
 
     # -- what was drawn
@@ -536,6 +604,19 @@ class Engine:
         if len(request.new) >= request.max_new_tokens:
             return self._finish(request, "length", shown + request.stop.flush())
         return self._event(request, shown)
+
+    def _take_all(self, request: Request, scores: Sequence[TokenScore]) -> Event:
+        """As `_take`, of several tokens, of which all but the last are in the cache. Behind an end nothing counts."""
+        events: list[Event] = []
+        for i, score in enumerate(scores):
+            request.filled += i > 0
+            self.accepted += i > 0
+            request.new.append(score.token)
+            events.append(self._take(request, score))
+            if request.finish_reason is not None:
+                break
+        tokens = tuple(token for event in events for token in event.tokens)
+        return Event(request, tokens, request.finish_reason, tuple(s for event in events for s in event.scores))
 
     def _finish(self, request: Request, reason: FinishReason, shown: Sequence[int] = ()) -> Event:
         request.finish_reason = reason

@@ -6,6 +6,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -135,6 +136,12 @@ class Sampler:
         """The next token id from logits (V,), for a row that is alone."""
         return Choice([self])(logits.unsqueeze(0))[0].token
 
+    def after(self, tokens: Sequence[int]) -> Sampler:
+        """The row as it is once these tokens are drawn. Random state and guide are the same for both."""
+        later = copy(self)
+        later.drawn = [*self.drawn, *tokens]
+        return later
+
 
 class Choice:
     """How several rows choose: their settings as tensors, so that one kernel serves all rows.
@@ -161,16 +168,9 @@ class Choice:
         if self.drawing:
             tokens[self._drawing] = self._draw(scores if self._all_draw else scores[self._drawing])
         finite, chosen = torch.stack((best.isfinite().long(), tokens)).tolist()
-        if not all(finite):
-            raise InputError(
-                "the model's logits are not finite: its weights hold NaN or overflow in this precision; "
-                "try --precision 32-true, or download the checkpoint again"
-            )
-        self._count(chosen, tokens)
-        results = [TokenScore(token, math.nan) for token in chosen]
-        for i, result in zip(self.scored, self._report(logits, tokens), strict=True):
-            results[i] = result
-        return results
+        require_finite(all(finite))
+        self.count(chosen, tokens)
+        return self.scores(logits, chosen)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """(B, V) fp32: the distribution that each row draws from; greedy rows are certain."""
@@ -263,11 +263,10 @@ class Choice:
     def _draw(self, scores: Tensor) -> Tensor:
         """Tokens (b,) of the drawing rows from their scores (b, V)."""
         luck = [self.rows[i].random.random() for i in self.drawing]
-        precision = torch.float32 if scores.is_mps else torch.float64
-        chance = torch.tensor(luck, dtype=precision, device=scores.device)
+        chance = as_chance(luck, scores)
         picks = torch.empty(len(self.drawing), dtype=torch.long, device=scores.device)
         for rows, weights, tokens in self._weights(scores):
-            places = _inverse_cdf(weights, chance[rows].unsqueeze(1))
+            places = inverse_cdf(weights, chance[rows])
             picks[rows] = (places if tokens is None else tokens.gather(1, places)).squeeze(1)
         return picks
 
@@ -319,7 +318,8 @@ class Choice:
 
     # -- afterwards
 
-    def _count(self, chosen: list[int], tokens: Tensor) -> None:
+    def count(self, chosen: list[int], tokens: Tensor) -> None:
+        """Each row has drawn a token; `tokens` (B,) are the same."""
         for row, token in zip(self.rows, chosen, strict=True):
             row.drawn.append(token)
             if row.guide is not None:
@@ -329,17 +329,15 @@ class Choice:
             self._seen.scatter_(1, column, True)
             self._counts.scatter_add_(1, column, torch.ones_like(self._counts[:, :1]).expand_as(column))
 
-    def _report(self, logits: Tensor, tokens: Tensor) -> list[TokenScore]:
-        """How likely the choices of the scored rows were."""
-        if not self.scored:
-            return []
-        rows = self._tensor(self.scored)
-        most = max(self.rows[i].logprobs or 0 for i in self.scored)
-        reports = token_scores(logits[rows], tokens[rows], most)
-        return [
-            report._replace(top=report.top[: self.rows[i].logprobs])
-            for i, report in zip(self.scored, reports, strict=True)
-        ]
+    def scores(self, logits: Tensor, chosen: Sequence[int]) -> list[TokenScore]:
+        """What each row chose, with how likely that was where a row asks for it."""
+        results = [TokenScore(token, math.nan) for token in chosen]
+        if self.scored:
+            rows, tokens = self._tensor(self.scored), self._tensor([chosen[i] for i in self.scored])
+            most = max(self.rows[i].logprobs or 0 for i in self.scored)
+            for i, report in zip(self.scored, token_scores(logits[rows], tokens, most), strict=True):
+                results[i] = report._replace(top=report.top[: self.rows[i].logprobs])
+        return results
 
 
 def token_scores(logits: Tensor, tokens: Tensor, top: int = 0) -> list[TokenScore]:
@@ -354,7 +352,22 @@ def token_scores(logits: Tensor, tokens: Tensor, top: int = 0) -> list[TokenScor
     ]
 
 
-def _inverse_cdf(weights: Tensor, chance: Tensor) -> Tensor:
+def require_finite(is_finite: bool, whose: str = "model") -> None:
+    """Refuse logits of which nothing can be drawn."""
+    if not is_finite:
+        raise InputError(
+            f"the {whose}'s logits are not finite: its weights hold NaN or overflow in this precision; "
+            "try --precision 32-true, or download the checkpoint again"
+        )
+
+
+def as_chance(luck: Sequence[float], weights: Tensor) -> Tensor:
+    """Random numbers as `inverse_cdf` takes them: (b, 1), exact where the device can."""
+    precision = torch.float32 if weights.is_mps else torch.float64
+    return torch.tensor(luck, dtype=precision, device=weights.device).unsqueeze(1)
+
+
+def inverse_cdf(weights: Tensor, chance: Tensor) -> Tensor:
     """Places (b, 1), drawn with `chance` (b, 1) in [0, 1) from weights (b, n): the first where the sum exceeds it."""
     sums = weights.cumsum(dim=-1, dtype=chance.dtype)
     total = sums[:, -1:]
