@@ -5,6 +5,7 @@ Knows files and tensors, not how a model is trained or used. `storage.py` sees t
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -34,9 +35,11 @@ from litgpt.storage import (
     atomic_dir,
     disk_errors,
     inside,
+    manifest,
     read_json,
     recover,
     require_version,
+    sampled_sha256,
     verify,
     write_json,
 )
@@ -254,6 +257,16 @@ def build_model(
     model.tie_weights()
     placement.settle(model)  # the buffers that no file holds
     return model
+
+
+def fingerprint(directory: str | Path) -> str:
+    """Names the weights of a checkpoint directory, by the checksums in its manifest or by samples of its files."""
+    files = _weight_files(find(directory))
+    known = manifest(files[0].parent)
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update((known.get(file.name) or sampled_sha256(file)).encode())
+    return digest.hexdigest()
 
 
 def _weight_files(directory: Path) -> list[Path]:

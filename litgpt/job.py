@@ -77,6 +77,7 @@ class Job:
         self.check_words(resume is not False)
         self.ready = self.opened_data()
         self.fit_to_data()
+        self._example()
         self._check_memory()
         if resume is not False and (done := run_state.finished(self.out_dir, resume)) and done.facts == self.facts():
             place = run_state.named(self.out_dir, resume)
@@ -252,23 +253,28 @@ class Job:
 
     def facts(self) -> dict[str, Any]:
         """What decides the numbers of the run, by option: a resumed run must have the same."""
-        from litgpt import optimizers, run_state
+        from litgpt import checkpoint, optimizers, run_state
 
         assert self.ready is not None
         train = {name: getattr(self.train, name) for name in DECIDING}
+        # when to end early hangs on these as well
+        ends = {name: getattr(self.eval, name) for name in ("interval", "max_iters") if self.eval.patience}
+        # what is frozen is read from the base again; a whole model is in its own checkpoints
+        frozen = None if self.method.is_whole or self.source is None else checkpoint.fingerprint(self.source)
         return run_state.flat(
             "",
             {
                 "model_config": self.config.to_dict(),
                 "method": {"name": self.method.name, **self.method.settings()},
                 "train": {**train, "max_seq_length": self.seq_length},
-                "eval": {"patience": self.eval.patience},
+                "eval": {"patience": self.eval.patience, **ends},
                 "optimizer": optimizers.describe(self.optimizer),
                 "precision": self.precision,
                 "quantize": self.quantize,
                 "seed": self.seed,
                 "data": {"content": self.ready.fingerprint(), "seed": getattr(self.ready, "seed", None)},
                 self.source_option: self.source and Path(self.source).name,
+                "base_weights": frozen,
             },
         )
 
@@ -317,12 +323,15 @@ class Job:
 
     def example(self, model: GPT) -> Callable[[], str] | None:
         """What answers the example's prompt with the model as it is then; None where none is wanted or there."""
-        assert self.ready is not None
-        found = self.ready.example(self.eval.evaluate_example) if self.eval.max_new_tokens else None
+        found = self._example()
         if found is None:
             return None
         ids, prompt, _ = found
         return lambda: f"{prompt}{answer(model, ids, self.tokenizer_dir, self.eval.max_new_tokens or 0)}"
+
+    def _example(self) -> tuple[list[int], str, str] | None:
+        assert self.ready is not None
+        return self.ready.example(self.eval.evaluate_example) if self.eval.max_new_tokens else None
 
 
 DECIDING = (
@@ -619,7 +628,7 @@ def _conclude(run: Run, job: Job) -> None:
     rows = {
         "validation loss": "" if run.val_loss is None else f"{run.val_loss:.4f} nats per token",
         "best": f"{best['val_loss']:.4f} after step {best['step']}"
-        + (f", kept in {job.out_dir / BEST}" if job.eval.keep_best else "")
+        + (f", kept in {job.out_dir / BEST}" if job.eval.keep_best and (job.out_dir / BEST).is_dir() else "")
         if best
         else "",
         "unigram loss": "" if unigram is None else f"{unigram:.4f}, of a model that only counts tokens",

@@ -309,7 +309,8 @@ def _finish(run: Run, stop: Stop) -> None:
     validated = run.stopped_improving
     if not validated and (run.eval.final_validation or due(run.eval.interval, run.state.at.step)):
         row["val_loss"] = validate(run, stop)
-        _weigh(run)
+        if complete or due(run.eval.interval, run.state.at.step):  # else the run that goes on knows nothing of it
+            _weigh(run)
     if "loss" in row and (run.train.log_interval or "val_loss" in row):
         _log(run, row)
     if "val_loss" in row:
@@ -412,7 +413,8 @@ def restore(run: Run, directory: Path) -> None:
         run_state.load_trained(run.bare, tensors, directory)
     if mine := {name.removeprefix(rng): t for name, t in tensors.items() if name.startswith(rng)}:
         run_state.restore_rng(mine)
-    run.saved_step = run.state.at.step
+    if directory.resolve() == run.step_dir.resolve():
+        run.saved_step = run.state.at.step
 
 
 def _require_sound(run: Run) -> None:

@@ -77,6 +77,12 @@ def test_resume_takes_a_directory_a_file_in_it_and_a_moved_run(folder: Path, und
         assert_same_run(moved, undisturbed)
 
 
+def test_a_run_that_goes_on_elsewhere_has_its_checkpoint_there(folder: Path, undisturbed: Path, tmp_path: Path) -> None:
+    runs.run(folder, tmp_path / "run", resume=undisturbed / "step-00000012")
+    for name in ("final", "step-00000012"):
+        assert runs.tensor_bytes(tmp_path / "run" / name) == runs.tensor_bytes(undisturbed / name)
+
+
 def test_a_broken_newest_checkpoint_and_strays_are_passed_over(
     folder: Path, undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

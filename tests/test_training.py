@@ -296,6 +296,20 @@ def test_time_ends_a_run_at_most_a_step_late(tmp_path: Path, monkeypatch: pytest
     assert (tmp_path / "final").is_dir()
 
 
+def test_the_best_of_a_run_whose_time_was_over_is_one_that_the_run_that_goes_on_knows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("litgpt.training.time.monotonic", lambda: clock[0])
+    for interval, kept in ((3, 3), (4, 4)):  # the last step, 4, is validated in any case
+        case = Case(tmp_path / f"{interval}", {"max_time": 0.875, "max_steps": 9, "save_interval": 0}, [1],
+                    EvalArgs(interval=interval, max_iters=1, keep_best=True), ticks=(clock, 0.25))  # fmt: skip
+        clock[0] = 0.0
+        run = launch(ONE, PRECISION, train_fragile, case)
+        assert run.state.at.step == 4
+        assert (run.state.best or {})["step"] == kept
+
+
 def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     fragile(tmp_path, [1], max_steps=9, save_interval=2, keep_last=2)
     assert sorted(path.name for path in tmp_path.glob("*step-*")) == ["step-00000006", "step-00000008"]
