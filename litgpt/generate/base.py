@@ -219,7 +219,8 @@ def read_prompts(path: Path, sys_prompt: str | None = None) -> Iterator[Task]:
     from litgpt.generate.session import conversation
 
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        # not splitlines: what else ends a line there, such as U+2028, JSON has in the middle of a text
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except FileNotFoundError:
         raise MissingError(f"prompts_file {path} does not exist; check the path") from None
     except UnicodeDecodeError as error:
