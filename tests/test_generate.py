@@ -312,6 +312,9 @@ def test_in_a_terminal_an_interrupt_stops_the_answer_and_the_end_of_input_leaves
         terminal.until_more_than(200)
         os.killpg(terminal.process.pid, signal.SIGINT)
         assert "(stopped)" in terminal.until(">> Prompt")
+    terminal.type("half a mess")
+    os.killpg(terminal.process.pid, signal.SIGINT)
+    assert "Ctrl-D leaves" in terminal.until(">> Prompt")
     terminal.type("\x04")
     assert terminal.leave() == 0
     assert "Traceback" not in terminal.text
@@ -324,7 +327,7 @@ def test_a_prompt_that_is_no_text_is_a_type_error_that_names_it(checkpoint, prom
 
 
 def lines_of(text: str) -> list[dict]:
-    return [json.loads(line) for line in text.splitlines()]
+    return [json.loads(line) for line in text.removesuffix("\n").split("\n")]
 
 
 def test_a_file_of_prompts_is_answered_in_order_as_each_alone(checkpoint, tmp_path, capsys):
@@ -341,10 +344,10 @@ def test_a_file_of_prompts_is_answered_in_order_as_each_alone(checkpoint, tmp_pa
 
 def test_json_lines_go_in_and_out(checkpoint, tmp_path, capsys):
     rows = [
-        {"id": 7, "prompt": "The mill"},
+        {"id": 7, "prompt": "The\u2028mill\x85"},
         {"messages": [{"role": role, "content": "a"} for role in ("user", "assistant", "user")]},
     ]
-    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "p.jsonl").write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8")
     generate.main(
         checkpoint, prompts_file=tmp_path / "p.jsonl", output=tmp_path / "new" / "a.jsonl", max_new_tokens=5, stop=["z"]
     )

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 HELP = """\
 /reset  forget the conversation      /help  show this
-/quit   leave (so do Ctrl-D and an empty line); Ctrl-C stops an answer"""
+/quit   leave (so do Ctrl-D and an empty line); Ctrl-C stops an answer, or drops what is typed"""
 
 
 def main(
@@ -111,6 +111,12 @@ def messages(*, by_hand: bool, multiline: bool) -> Iterator[str]:
             if by_hand:
                 print(file=sys.stderr)
             return
+        except KeyboardInterrupt:
+            if not by_hand:
+                raise
+            # often it came for an answer that was just over
+            print("\n(Ctrl-D leaves)", file=sys.stderr)
+            continue
         if message:
             yield message
         elif by_hand:
