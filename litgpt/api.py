@@ -508,6 +508,14 @@ class LLM(torch.nn.Module):
 
         _require_at_least(1, n=n, batch_size=batch_size)
         require_type(max_new_tokens, int, "max_new_tokens", "a whole number")
+        if seed is not None:
+            require_type(seed, int, "seed", "a whole number, or None")
+        if logit_bias is not None:
+            require_type(logit_bias, Mapping, "logit_bias", "a mapping of token ids to numbers, or None")
+        require_type(stop, (str, list, tuple), "stop", "text or a list of texts")
+        stops = [stop] if isinstance(stop, str) else list(stop)
+        for number, text in enumerate(stops):
+            require_type(text, str, f"stop[{number}]", "text")
         samplings = [
             Sampling(
                 temperature,
@@ -526,7 +534,6 @@ class LLM(torch.nn.Module):
         prompts = prompt if isinstance(prompt, (list, tuple)) else [prompt]
         names = [f"prompt[{number}]" for number in range(len(prompts))] if many else ["prompt"]
         ids = [self._ids(one, sys_prompt, name) for one, name in zip(prompts, names, strict=True)]
-        stops = [stop] if isinstance(stop, str) else list(stop)
         if stops or not return_as_token_ids:
             self._require_tokenizer()
         with self._decoding.lock:
@@ -884,7 +891,7 @@ def _device(name: str | torch.device) -> torch.device:
         raise InputError(f"device {shown(str(name))} is not known; give cpu, cuda, cuda:1, mps or auto") from None
     count = torch.cuda.device_count() if device.type == "cuda" else 1
     if device.type not in ("cpu", present) or (device.index or 0) >= count:
-        raise InputError(f"device {device} is not there; this host has {count if present == 'cuda' else ''} {present}")
+        raise InputError(f"device {device} is not there; this host has {f'{count} ' * (present == 'cuda')}{present}")
     return device
 
 
