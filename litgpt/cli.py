@@ -91,7 +91,7 @@ def overview() -> str:
     """The page of `litgpt --help`."""
     lines = ["Usage: litgpt ACTION ... [--option VALUE ...]", "", "Pretrain, finetune and use language models."]
     for section, actions in SECTIONS.items():
-        here = [f"  {action:<18}{words}" for action, (target, words) in actions.items() if target]
+        here = [f"  {action:<21} {words}" for action, (target, words) in actions.items() if target]
         lines += ["", f"{section}:", *here] if here else []
     later = ", ".join(action for action, (target, _) in COMMANDS.items() if target is None)
     if later:

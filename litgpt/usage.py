@@ -19,7 +19,7 @@ def page(action: str, signature: Signature, classes: dict[str, type]) -> str:
     """The help of `action`; the options of a chosen class, such as a data module, are shown for those in `classes`."""
     headline, more, words = documentation(signature.function)
     lines = [f"Usage: litgpt {action} {_needed(signature)} [--option VALUE ...] [--config FILE]", "", headline]
-    lines += ["", *_wrapped(more, 0), ""] if more else [""]
+    lines += ["", *_wrapped(_reflowed(more), 0), ""] if more else [""]
     for name in signature.positional:
         lines += _entry(name.upper(), words.get(name, ""))
     lines += ["", "Options:", *_own_options(signature, words)]
@@ -79,6 +79,11 @@ def _default(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return f"{value:_}" if isinstance(value, int) else str(value)
+
+
+def _reflowed(text: str) -> str:
+    """Each paragraph as one line, whatever width it was written at."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
 
 
 def _wrapped(text: str, indent: int) -> list[str]:

@@ -532,6 +532,24 @@ def test_help_shows_every_option_with_its_words(capsys: Any) -> None:
     assert "TEXTS... --out_dir PATH" in shown(capsys, "--help", function=join_it)
 
 
+def test_help_fills_its_lines_whatever_the_docstring_was_wrapped_at(capsys: Any) -> None:
+    def act() -> None:
+        """Act.
+
+        First words of
+        a paragraph.
+
+        Another one.
+        """
+
+    assert "First words of a paragraph.\n\nAnother one.\n" in shown(capsys, "--help", function=act)
+
+
+def test_the_overview_keeps_names_and_words_apart() -> None:
+    page = cli.overview()
+    assert all(f"  {action} " in page for action, (target, _) in cli.COMMANDS.items() if target)
+
+
 # The boundary ---------------------------------------------------------------------------------------------------------
 
 
