@@ -105,6 +105,12 @@ def test_warmup_is_counted_in_steps_or_as_a_fraction_of_an_epoch() -> None:
     assert TrainArgs(lr_warmup_fraction=0.1).warmup_steps(total_steps=100, epoch_steps=55) == 6
 
 
+@pytest.mark.parametrize(("steps", "warmup"), [(399, 39), (400, 100)])
+def test_a_default_warmup_never_takes_most_of_a_run(steps: int, warmup: int) -> None:
+    fit, _ = TrainArgs.as_default(max_steps=steps, lr_warmup_steps=100).fitted(64)
+    assert fit.lr_warmup_steps == warmup
+
+
 def test_the_first_limit_to_be_reached_is_the_least() -> None:
     args = TrainArgs(epochs=2, max_steps=50, max_tokens=64 * 8 * 30, global_batch_size=8)
     assert args.step_limits(64, epoch_samples=80) == {"train.max_tokens": 30, "train.epochs": 20, "train.max_steps": 50}
