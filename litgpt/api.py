@@ -670,6 +670,53 @@ class LLM(torch.nn.Module):
         n_before = next((i for i, (a, b) in enumerate(zip(before, whole, strict=False)) if a != b), len(before))
         return (whole[:n_before], whole[n_before:]) if n_before else ([self._first_token], whole)
 
+    def evaluate(
+        self,
+        tasks: str | Sequence[str] | None = None,
+        *,
+        text: str | None = None,
+        stride: int | None = None,
+        num_fewshot: int | None = None,
+        batch_size: int | str = 1,
+        limit: float | None = None,
+        seed: int = 1234,
+        include_path: str | Path | None = None,
+        apply_chat_template: bool = False,
+        fewshot_as_multiturn: bool = True,
+        log_samples: bool = False,
+        confirm_run_unsafe_code: bool = False,
+    ) -> dict[str, Any]:
+        """Score the model as it is now, on lm-eval's tasks or on how well it foretells a text.
+
+        Args:
+            tasks: names as in `litgpt evaluate`, in one text or a list.
+            text: instead of tasks, a text (not a file).
+
+        The other arguments are those of `litgpt evaluate`.
+
+        Returns:
+            lm-eval's results, with "results" for each task; of a text its "perplexity", "bits_per_byte" and others.
+        """
+        from litgpt.eval.candidate import Candidate, rows_of
+        from litgpt.eval.harness import Asked, load, names_in, run
+        from litgpt.eval.perplexity import foretell
+        from litgpt.generate.answers import evaluating
+
+        path = None if include_path is None else Path(include_path)
+        chat = (apply_chat_template, fewshot_as_multiturn)
+        asked = Asked(names_in(tasks), num_fewshot, limit, path, *chat, log_samples, seed, confirm_run_unsafe_code)
+        rows, model, tokenizer = rows_of(batch_size), self._placed, self._require_tokenizer()
+        if text is None:
+            asked.check()
+        elif asked.tasks:
+            raise InputError("both tasks and text are given; evaluate one after the other")
+        loaded = load(asked) if text is None else None
+        with self._decoding.lock, evaluating(model):
+            candidate = Candidate(model, tokenizer, self.prompt_style, rows)
+            if loaded is None:
+                return foretell(candidate, text or "", stride).figures()
+            return run(candidate, loaded, asked)
+
     def embeddings(
         self,
         texts: str | Sequence[str],

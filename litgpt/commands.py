@@ -46,7 +46,7 @@ SECTIONS: dict[str, dict[str, Command]] = {
         "serve": (None, "Serve a model over HTTP"),
     },
     "Check": {
-        "evaluate": (None, "Score a model on benchmark tasks"),
+        "evaluate": ("litgpt.eval.evaluate:main", "Score a model on benchmark tasks, or on a text"),
         "validate": ("litgpt.scripts.validate:main", "Check the files of a checkpoint"),
     },
     "Convert": {
