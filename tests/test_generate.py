@@ -312,12 +312,26 @@ def test_in_a_terminal_an_interrupt_stops_the_answer_and_the_end_of_input_leaves
         terminal.until_more_than(200)
         os.killpg(terminal.process.pid, signal.SIGINT)
         assert "(stopped)" in terminal.until(">> Prompt")
-    terminal.type("half a mess")
-    os.killpg(terminal.process.pid, signal.SIGINT)
-    assert "Ctrl-D leaves" in terminal.until(">> Prompt")
     terminal.type("\x04")
     assert terminal.leave() == 0
     assert "Traceback" not in terminal.text
+
+
+def test_an_interrupt_at_the_prompt_drops_what_is_typed_and_keeps_the_session(monkeypatch, capsys):
+    typed = iter([KeyboardInterrupt(), "hello", KeyboardInterrupt(), EOFError()])
+
+    def read(**_: bool) -> str:
+        event = next(typed)
+        if isinstance(event, str):
+            return event
+        raise event
+
+    monkeypatch.setattr(chat, "_read", read)
+    assert list(chat.messages(by_hand=True, multiline=False)) == ["hello"]
+    assert capsys.readouterr().err.count("Ctrl-D leaves") == 2
+    typed = iter([KeyboardInterrupt()])
+    with pytest.raises(KeyboardInterrupt):
+        list(chat.messages(by_hand=False, multiline=False))
 
 
 @pytest.mark.parametrize("prompt", [None, 5, ["a"]])
