@@ -184,6 +184,7 @@ def test_what_is_not_plain_lora_is_refused_by_name(changes: dict[str, Any], word
 def edited(tensors: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
     first, second, *_ = tensors
     return {
+        "none": {},
         "missing": {name: t for name, t in tensors.items() if name != second},
         "stranger": tensors | {"base_model.model.model.embed_tokens.lora_embedding_A": torch.zeros(2, 3)},
         "another layer": {name.replace("layers.1.", "layers.7."): t for name, t in tensors.items()},
@@ -196,6 +197,7 @@ def edited(tensors: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
+        ("none", "holds no tensor"),
         ("missing", "has no whole pair of matrices lora_A and lora_B"),
         ("stranger", "embed_tokens.lora_embedding_A' is no part of a LoRA on linears"),
         ("another layer", "the base model has no linears model.layers.7"),

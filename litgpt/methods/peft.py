@@ -285,6 +285,8 @@ def attach(model: GPT, config: Mapping[str, Any], tensors: Mapping[str, Tensor],
     An adapted router is changed itself: it is no linear of ours, and small.
     """
     require_readable(config, where)
+    if not tensors:
+        raise InputError(f"{where}: holds no tensor, so nothing that was learned; copy the adapter again")
     base.freeze(model)
     own = {name: tensor for name, tensor in tensors.items() if not _is_copy(name, tensor, model)}
     theirs = {adapted.stem: adapted for adapted in _read(config, own, model.config, where)}
