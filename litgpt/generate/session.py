@@ -31,7 +31,7 @@ from litgpt.placement.sequential import Sequential
 from litgpt.placement.tensor_parallel import TensorParallel
 from litgpt.prompts import PromptStyle
 from litgpt.prompts.pieces import Style
-from litgpt.quantize import require_mode
+from litgpt.quantize import note, require_mode
 from litgpt.tokenizer import Tokenizer
 
 PRECISIONS = {
@@ -258,26 +258,32 @@ def load_session(
     style = prompts.choose(source.directory, tokenizer, families.prompt_for(config.name), prompt_style)
     # the cache is made for what is asked: the weights, and an answer after a short prompt, are what must fit
     length, what = min(config.block_size, max_new_tokens + 256), config.name or str(source.directory)
-    if quantize is None:  # else the weights take half or a quarter, by the mode
-        _require_fit(placement, config, dtype, length, what)
+    _require_fit(placement, config, dtype, length, what, quantize)
     if compile and placement is not None:
         print("note: not compiled: the model is on several devices", file=sys.stderr)
-    model = source.model(machine(1).accelerator, dtype, quantize, placement).eval()
+    accelerator = machine(1).accelerator
+    if quantize is not None and (line := note(quantize, accelerator)) is not None:
+        print(line, file=sys.stderr)
+    model = source.model(accelerator, dtype, quantize, placement).eval()
     compile = compile and placement is None
     engine = Engine(model, max_rows, n_tokens=tokenizer.vocab_size, compile=compile)
     return Session(config, engine, tokenizer, style)
 
 
 def _require_fit(
-    placement: TensorParallel | Sequential | None, config: Config, dtype: torch.dtype, length: int, what: str
+    placement: TensorParallel | Sequential | None,
+    config: Config,
+    dtype: torch.dtype,
+    length: int,
+    what: str,
+    quantize: str | None,
 ) -> None:
     if placement is not None:
         placement.require_fit(config, dtype, length, what)
         return
-    need = estimate.inference_memory(config, dtype.itemsize, 1, length).total
-    estimate.require_fit(
-        need, machine(1).free_memory(), what, "choose a smaller model, a lower precision, or --quantize"
-    )
+    need = estimate.inference_memory(config, dtype.itemsize, 1, length, quantize).total
+    smaller = "a smaller model" if quantize else "a smaller model, a lower precision, or --quantize"
+    estimate.require_fit(need, machine(1).free_memory(), what, f"choose {smaller}")
 
 
 def dtype_of(precision: str) -> torch.dtype:
