@@ -43,7 +43,7 @@ SECTIONS: dict[str, dict[str, Command]] = {
             "Generate with guesses, of a small draft model or from the text, that a large model checks",
         ),
         "generate_tp": ("litgpt.generate.tp:main", "Generate with every layer split over several devices"),
-        "serve": (None, "Serve a model over HTTP"),
+        "serve": ("litgpt.deploy.serve:main", "Serve a model over HTTP, with OpenAI's API"),
     },
     "Check": {
         "evaluate": ("litgpt.eval.evaluate:main", "Score a model on benchmark tasks, or on a text"),

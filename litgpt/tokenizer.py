@@ -10,8 +10,8 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property, partial
 from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -161,9 +161,14 @@ class Tokenizer:
         ids = ids.tolist() if hasattr(ids, "tolist") else ids
         return self._backend.decode(self._visible([ids] if isinstance(ids, int) else ids))
 
-    def stream(self, after: Sequence[int] = ()) -> TokenStream:
-        """A decoder for ids that arrive one by one; `after` are ids already there, whose text is not repeated."""
-        return TokenStream(self._backend.stream(self._visible(after[-8:])), self._visible)
+    def stream(self, after: Sequence[int] = (), shows: Collection[str] = ()) -> TokenStream:
+        """A decoder for ids that arrive one by one; `after` are ids already there, whose text is not repeated.
+
+        shows: hidden tokens that are shown nonetheless, as they read.
+        """
+        shown = {i for token in shows if (i := self._backend.token_to_id(token)) is not None}
+        visible = partial(self._visible, shown=shown) if shown else self._visible
+        return TokenStream(self._backend.stream(self._visible(after[-8:])), visible)
 
     @property
     def control_tokens(self) -> frozenset[str]:
@@ -220,9 +225,9 @@ class Tokenizer:
             raise InputError(f"{self.dir}: the tokenizer names no {role}_token; add it to tokenizer_config.json")
         return (token,) if wanted and token is not None else ()
 
-    def _visible(self, ids: Iterable[int]) -> list[int]:
+    def _visible(self, ids: Iterable[int], shown: Collection[int] = ()) -> list[int]:
         size, hidden = self._backend.size, self._backend.hidden_ids
-        return [int(i) for i in ids if 0 <= i < size and i not in hidden]
+        return [int(i) for i in ids if 0 <= i < size and (i not in hidden or i in shown)]
 
 
 class Encoded(NamedTuple):

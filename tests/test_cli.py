@@ -600,7 +600,7 @@ def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch: Any) -> None:
         ([], "no action"),
         (["frobnicate"], "'frobnicate' is no action; the actions are download, "),
         (["pretrian"], "'pretrain'"),
-        (["serve", "x"], "'serve'"),
+        (["evaluat", "x"], "'evaluate'"),
     ],
 )
 def test_an_action_that_is_not_there_is_one_line(argv: list[str], words: str, capsys: Any) -> None:

@@ -33,6 +33,7 @@ ORDER = ROOMS.split()
 TORCH_FREE = """
     errors commands args storage families config estimate tokenizer prompts hub data scripts.download
     recipe signature legacy request parser usage cli job pretrain finetune generate.base chat.base eval.evaluate
+    deploy.serve deploy.scheduler deploy.app
 """
 
 

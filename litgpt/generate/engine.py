@@ -187,6 +187,7 @@ class Engine:
         guides: Sequence[Guide] = (),
     ) -> list[Request]:
         """Queue several answers to one prompt, which is read once. Arguments as in `submit`; a guide each, or none."""
+        held: Sequence[Guide | None] = guides or [None] * len(samplings)
         requests = [
             self.submit(
                 ids,
@@ -197,7 +198,7 @@ class Engine:
                 at_limit=at_limit,
                 guide=guide,
             )
-            for sampling, guide in zip(samplings, guides or [None] * len(samplings), strict=True)
+            for sampling, guide in zip(samplings, held, strict=True)
         ]
         for request in requests[1:]:
             request.leader = requests[0]

@@ -1,0 +1,221 @@
+"""What `litgpt serve` does when clients leave, come in crowds or wait too long, when workers die, and at its end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from litgpt import cli
+from tests.makers.checkpoints import make_hf_checkpoint
+from tests.makers.configs import shrunk
+from tests.makers.servers import CHATML, Server, make_served, serving
+from tests.makers.tokenizers import train_tiny_tokenizer
+
+KEY = "k-123"
+HEADERS = {"Authorization": f"Bearer {KEY}"}
+LONG = {"prompt": "The mill", "max_new_tokens": 4000, "logit_bias": {"0": -100, "2": -100}}
+SHORT = {"prompt": "The mill", "max_new_tokens": 2}
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose answers take a while, as they may be long."""
+    home = tmp_path_factory.mktemp("slow")
+    tokenizer = train_tiny_tokenizer(
+        home / "tokenizer", special_tokens=("<|im_start|>", "<|im_end|>"), chat_template=CHATML
+    )
+    sizes = {"block_size": 8192, "vocab_size": 300, "padded_vocab_size": 320}
+    return make_hf_checkpoint(home / "T", shrunk("SmolLM2-135M-Instruct", **sizes), tokenizer_dir=tokenizer)
+
+
+@pytest.fixture(scope="module")
+def server(slow: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One row, and one place to wait."""
+    said = tmp_path_factory.mktemp("said") / "said.txt"
+    with serving(slow, "--batch_size", "1", "--max_queue", "1", said=said, LITGPT_API_KEY=KEY) as running:
+        yield running
+
+
+def post(server: Server, body: object, **more: object) -> httpx.Response:
+    return httpx.post(f"{server.url}/predict", json=body, headers=HEADERS, timeout=60, **more)  # type: ignore[arg-type]
+
+
+def begin(server: Server, body: dict) -> socket.socket:
+    """Send a request and do not wait for its answer."""
+    content = json.dumps(body).encode()
+    head = (
+        f"POST /predict HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {KEY}\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(content)}\r\n\r\n"
+    )
+    connection = socket.create_connection(("127.0.0.1", server.port))
+    connection.sendall(head.encode() + content)
+    return connection
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_who_hangs_up_frees_the_row_and_the_place_in_the_queue(server, stream):
+    running, waiting = begin(server, {**LONG, "stream": stream}), None
+    server.until(1, "litgpt_rows_in_use", **HEADERS)
+    if stream:
+        assert b"output" in running.recv(65536) + running.recv(65536)
+    waiting = begin(server, LONG)
+    server.until(1, "litgpt_queue_length", **HEADERS)
+    waiting.close()
+    server.until(0, "litgpt_queue_length", **HEADERS)
+    running.close()
+    server.until(0, "litgpt_rows_in_use", **HEADERS)
+    assert post(server, SHORT).status_code == 200
+
+
+def test_a_full_queue_says_when_to_come_again(server):
+    held = [begin(server, LONG)]
+    server.until(1, "litgpt_rows_in_use", **HEADERS)
+    held.append(begin(server, LONG))
+    server.until(1, "litgpt_queue_length", **HEADERS)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: post(server, SHORT), range(8)))
+    assert {response.status_code for response in found} == {429}
+    assert all(int(response.headers["Retry-After"]) >= 1 for response in found)
+    assert found[0].json()["error"]["code"] == "queue_full"
+    for connection in held:
+        connection.close()
+    server.until(0, "litgpt_rows_in_use", **HEADERS)
+
+
+def test_every_route_but_health_needs_the_key(server):
+    document = httpx.get(f"{server.url}/openapi.json", headers=HEADERS).json()
+    for path, methods in document["paths"].items():
+        for method in methods:
+            status = httpx.request(method, f"{server.url}{path}").status_code
+            assert status == (200 if path == "/health" else 401), path
+    for wrong in ("", "Bearer", f"Bearer {KEY}x", f"Basic {KEY}", "Bearer \xff"):
+        headers = {"Authorization": wrong.encode("latin-1")}
+        found = httpx.get(f"{server.url}/v1/models", headers=headers)  # type: ignore[arg-type]
+        assert found.status_code == 401
+        assert found.json()["error"]["type"] == "authentication_error"
+    assert httpx.get(f"{server.url}/openapi.json").status_code == 401
+    assert KEY not in server.said.read_text()
+
+
+def test_a_worker_that_dies_is_replaced_and_its_clients_are_told(server):
+    answers: list[httpx.Response] = []
+    thread = threading.Thread(target=lambda: answers.append(post(server, LONG)))
+    thread.start()
+    server.until(1, "litgpt_rows_in_use", **HEADERS)
+    (worker,) = server.workers()
+    os.kill(worker, signal.SIGKILL)
+    thread.join(20)
+    assert answers[0].status_code == 503
+    assert "died" in answers[0].json()["error"]["message"]
+    assert httpx.get(f"{server.url}/ready", headers=HEADERS).status_code == 503
+    assert httpx.get(f"{server.url}/health").json()["status"] == "degraded"
+    server.until(1, "litgpt_replicas_ready", **HEADERS)
+    assert post(server, SHORT).status_code == 200
+    assert server.metrics(**HEADERS)["litgpt_worker_restarts_total"] == 1
+
+
+def test_sigterm_lets_short_answers_end_cancels_long_ones_and_leaves_nothing(slow, tmp_path):
+    options = ("--batch_size", "2", "--grace", "1", "--timeout", "60")
+    with serving(slow, *options, said=tmp_path / "said.txt", LITGPT_API_KEY=KEY) as server:
+        answers: dict[str, httpx.Response] = {}
+        bodies = {"long": LONG, "short": {**LONG, "max_new_tokens": 40}}
+        threads = [
+            threading.Thread(target=lambda name=name: answers.update({name: post(server, bodies[name])}))
+            for name in bodies
+        ]
+        for thread in threads:
+            thread.start()
+        server.until(2, "litgpt_rows_in_use", **HEADERS)
+        workers, port, before = server.workers(), server.port, time.monotonic()
+        assert server.stop() == 0, server.said.read_text()
+        assert time.monotonic() - before < 10
+        for thread in threads:
+            thread.join()
+        assert (answers["short"].status_code, answers["long"].status_code) == (200, 503)
+        assert not any(psutil.pid_exists(pid) for pid in workers)
+        with socket.socket() as again:
+            again.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            again.bind(("127.0.0.1", port))
+
+
+def test_a_deadline_holds_for_what_waits_and_what_runs(slow, tmp_path):
+    with serving(slow, "--batch_size", "1", "--timeout", "1", said=tmp_path / "said.txt") as server:
+        with ThreadPoolExecutor(2) as pool:
+            found = list(pool.map(lambda _: post(server, LONG), range(2)))
+        assert [response.status_code for response in found] == [504, 504]
+        with httpx.stream("POST", f"{server.url}/predict", json={**LONG, "stream": True}, timeout=30) as response:
+            last = list(response.iter_lines())[-1]
+        assert response.status_code == 200
+        assert json.loads(last)["error"]["code"] == "timeout"
+        server.until(0, "litgpt_rows_in_use")
+        assert post(server, SHORT).status_code == 200
+
+
+# ---------------------------------------------------------------------------------------------------- before it begins
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    status = cli.main(["serve", *arguments])
+    return status, capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_a_port_that_is_taken_is_refused_before_anything_is_loaded(capsys, tmp_path):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        status, line = refused(capsys, str(tmp_path), "--port", port)
+    assert status == 3
+    assert port in line
+    assert "--port" in line
+
+
+def test_other_machines_are_let_in_with_a_key_only(capsys, tmp_path, monkeypatch):
+    monkeypatch.delenv("LITGPT_API_KEY", raising=False)
+    status, line = refused(capsys, str(tmp_path), "--host", "0.0.0.0")
+    assert status == 2
+    assert "LITGPT_API_KEY" in line
+    assert "--insecure" in line
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        (("--accelerator", "gppu"), "accelerator"),
+        (("--api_path", "predict"), "api_path"),
+        (("--timeout", "0"), "timeout"),
+        (("--batch_size", "0"), "batch_size"),
+        (("--adapters", "french"), "adapters"),
+        (("--devices", "x"), "devices"),
+        (("--port", "70000"), "port"),
+    ],
+)
+def test_wrong_options_are_refused(capsys, tmp_path, options, word):
+    status, line = refused(capsys, str(tmp_path), *options)
+    assert status == 2
+    assert word in line
+
+
+def test_a_broken_checkpoint_is_one_line(tmp_path):
+    broken = make_served(tmp_path)
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    command = [sys.executable, "-m", "litgpt", "serve", str(broken), "--port", "0"]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert found.returncode == 2
+    assert "Serving" not in found.stdout
+    assert found.stderr.strip().splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in found.stderr
