@@ -101,16 +101,21 @@ class DraftModel:
         going = [i for i, count in enumerate(counts) if count > 0]
         proposals = [Proposal()] * len(requests)
         if going:
+            places = {row.request: place for place, row in enumerate(self.rows)}
             for i in going:
-                self._read_up_to_the_last(self._row(requests[i]), texts[i])
-            found = self._draw([requests[i] for i in going], [texts[i] for i in going], [counts[i] for i in going])
+                if requests[i] not in places:
+                    places[requests[i]] = self._begin(requests[i])
+                self._read_up_to_the_last(places[requests[i]], texts[i])
+            found = self._draw(
+                [places[requests[i]] for i in going], [texts[i] for i in going], [counts[i] for i in going]
+            )
             for i, proposal in zip(going, found, strict=True):
                 proposals[i] = proposal
         return proposals
 
-    def _draw(self, requests: Sequence[Request], texts: Sequence[list[int]], counts: Sequence[int]) -> list[Proposal]:
+    def _draw(self, places: Sequence[int], texts: Sequence[list[int]], counts: Sequence[int]) -> list[Proposal]:
         """Token after token, all rows at once; a row that wants fewer than another goes along."""
-        places = [self._place(request) for request in requests]
+        requests = [self.rows[place].request for place in places]
         fed = [text[len(self.rows[place].held) :] for text, place in zip(texts, places, strict=True)]
         choice = Choice([request.sampler.after(()) for request in requests])
         # as many numbers as its own tokens take, however many a neighbour takes
@@ -118,7 +123,7 @@ class DraftModel:
         drawn: list[list[int]] = [[] for _ in requests]
         chances: list[Tensor] = []  # for each step (rows, V)
         for step in range(max(counts)):
-            logits = self._forward(places, fed)
+            logits = self._forward(places, fed, is_first=step == 0)
             if choice.drawing:
                 chances.append(choice.probabilities(logits))
                 numbers = [each[step] if step < len(each) else 0.0 for each in luck]
@@ -142,9 +147,6 @@ class DraftModel:
 
     # -- rows
 
-    def _place(self, request: Request) -> int:
-        return next(place for place, row in enumerate(self.rows) if row.request is request)
-
     def _forget_ended(self) -> None:
         """The last row moves into the place of one that has ended."""
         for place in reversed(range(len(self.rows))):
@@ -155,11 +157,8 @@ class DraftModel:
                     self.cache.copy_row(len(self.rows), place, len(last.held))
                     self.rows[place] = last
 
-    def _row(self, request: Request) -> _Row:
-        """The row of a request; a new one begins with what another knows of the same prompt."""
-        for row in self.rows:
-            if row.request is request:
-                return row
+    def _begin(self, request: Request) -> int:
+        """The place of a row for a request, with what another one knows of the same prompt."""
         self._make_room(min(request.reach, self.max_len))
         assert self.cache is not None
         new = _Row(request)
@@ -168,8 +167,10 @@ class DraftModel:
             if length > len(new.held) and self.cache.can_go_back(len(row.held), length):
                 self.cache.copy_row(place, len(self.rows), length)
                 new.held = row.held[:length]
+                if length == len(request.ids) - 1:
+                    break
         self.rows.append(new)
-        return new
+        return len(self.rows) - 1
 
     def _make_room(self, reach: int) -> None:
         length, rows = min(max(64, 1 << (reach - 1).bit_length()), self.max_len), len(self.rows) + 1
@@ -185,11 +186,11 @@ class DraftModel:
 
     # -- forwards
 
-    def _read_up_to_the_last(self, row: _Row, text: Sequence[int]) -> None:
+    def _read_up_to_the_last(self, place: int, text: Sequence[int]) -> None:
         """Forget what was refused; read what is new, but for the last tokens, which are read with the other rows."""
         assert self.cache is not None
+        row = self.rows[place]
         row.held = row.held[: min(common(row.held, text), len(text) - 1)]
-        place = self._place(row.request)
         while len(text) - len(row.held) > 2:
             start = len(row.held)
             chunk = text[start : min(start + PREFILL_CHUNK, len(text) - 1)]
@@ -200,7 +201,7 @@ class DraftModel:
             self.model.hidden(torch.tensor([chunk], device=self.device), positions, cache=view, last_only=True)
             row.held += chunk
 
-    def _forward(self, places: Sequence[int], fed: Sequence[list[int]]) -> Tensor:
+    def _forward(self, places: Sequence[int], fed: Sequence[list[int]], *, is_first: bool) -> Tensor:
         """Logits (n, V) after what is fed to these rows; the other rows are fed something nobody uses."""
         assert self.cache is not None
         rows: list[Sequence[int]] = [[0]] * (len(self.rows) if self.compiled is None else self.cache.batch_size)
@@ -210,6 +211,8 @@ class DraftModel:
         starts = [len(row.held) for row in self.rows] + [0] * (len(rows) - len(self.rows))
         reach = [self._reach(row) for row in self.rows] + [1] * (len(rows) - len(self.rows))
         width, limit = max(map(len, rows)), self.cache.max_len
+        if self.compiled is not None and is_first:
+            width = 2  # a row may be fed two then; so it is one shape, and compiled once
         idx, positions = padded(rows, starts, limit, width, self.device)
         at = list(places), [len(tokens) - 1 for tokens in fed]
         if self.compiled is not None:

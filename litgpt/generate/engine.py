@@ -478,7 +478,8 @@ class Engine:
         """One token more for every row; a row whose prompt is half read takes one token of it."""
         rows = list(self.running)
         proposals = self._proposals(rows)
-        if any(proposal.tokens for proposal in proposals):
+        one_shape = self.compiled is not None and self.compiled.is_compiled  # then the steps of a drafter are all alike
+        if proposals and (one_shape or any(proposal.tokens for proposal in proposals)):
             return self._decode_ahead(rows, proposals)
         logits = self._forward(rows)
         choosing = self._fed(rows)
@@ -523,6 +524,8 @@ class Engine:
         samplers = [rows[i].sampler for i in choosing]
         self.choice = Choice([])  # what it has counted is not all any more
         found = judge(samplers, [proposals[i] for i in choosing], logits)
+        for i, scores in zip(choosing, found, strict=True):  # of all, before one leaves and another moves to its place
+            rows[i].filled += len(scores) - 1
         return [self._take_all(rows[i], scores) for i, scores in zip(choosing, found, strict=True)]
 
     def _forward_ahead(
@@ -609,8 +612,9 @@ class Engine:
     def _take_all(self, request: Request, scores: Sequence[TokenScore]) -> Event:
         """As `_take`, of several tokens, of which all but the last are in the cache. Behind an end nothing counts."""
         events: list[Event] = []
+        filled = request.filled
         for i, score in enumerate(scores):
-            request.filled += i > 0
+            request.filled = filled - len(scores) + 1 + i
             self.accepted += i > 0
             request.new.append(score.token)
             events.append(self._take(request, score))
