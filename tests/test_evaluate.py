@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import os
+import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -456,6 +459,16 @@ def test_tasks_are_listed(home, monkeypatch, capsys):
     monkeypatch.setattr(evaluate, "manager", lambda path: partly(path, defaults=False))
     assert cli.main(["evaluate", "list", "--include_path", str(home / "tasks")]) == 0
     assert capsys.readouterr().out.split() == sorted(TASKS)
+
+
+def test_the_tutorial_says_what_can_be_typed(monkeypatch, capsys):
+    page = (Path(__file__).parents[1] / "tutorials" / "evaluate.md").read_text()
+    typed = [line for line in page.splitlines() if line.startswith("litgpt evaluate ")]
+    assert len(typed) == 7
+    for line in typed:
+        assert cli.main([*shlex.split(line)[1:], "--print_config"]) == 0, line
+    options = inspect.signature(evaluate.main).parameters
+    assert {name for name in re.findall(r"`--(\w+)", page) if name not in options} == set()
 
 
 def test_what_does_not_fit_is_named(home):
