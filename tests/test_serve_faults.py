@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import socket
 import subprocess
 import sys
@@ -15,13 +13,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
-import psutil
 import pytest
 
 from litgpt import cli
 from tests.makers.checkpoints import make_hf_checkpoint
 from tests.makers.configs import shrunk
-from tests.makers.servers import CHATML, Server, make_served, serving
+from tests.makers.servers import CHATML, Server, alive, make_served, serving
 from tests.makers.tokenizers import train_tiny_tokenizer
 
 KEY = "k-123"
@@ -116,7 +113,7 @@ def test_a_worker_that_dies_is_replaced_and_its_clients_are_told(server):
     thread.start()
     server.until(1, "litgpt_rows_in_use", **HEADERS)
     (worker,) = server.workers()
-    os.kill(worker, signal.SIGKILL)
+    worker.kill()
     thread.join(20)
     assert answers[0].status_code == 503
     assert "died" in answers[0].json()["error"]["message"]
@@ -145,7 +142,7 @@ def test_sigterm_lets_short_answers_end_cancels_long_ones_and_leaves_nothing(slo
         for thread in threads:
             thread.join()
         assert (answers["short"].status_code, answers["long"].status_code) == (200, 503)
-        assert not any(psutil.pid_exists(pid) for pid in workers)
+        assert not alive(workers)
         with socket.socket() as again:
             again.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             again.bind(("127.0.0.1", port))

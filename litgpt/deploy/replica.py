@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -85,11 +86,11 @@ class Replica:
                 end.shutdown(socket.SHUT_RDWR)  # wakes the thread that listens, too
             connection.close()
         if process is not None:
-            try:
+            with suppress(subprocess.TimeoutExpired):
                 process.wait(PATIENCE)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            with suppress(ProcessLookupError):  # with the processes that it started for other devices
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
     def _listen(self, connection: Connection, loop: asyncio.AbstractEventLoop, first: asyncio.Future[Any]) -> None:
         """In a thread of its own: what the worker says, until it is gone."""

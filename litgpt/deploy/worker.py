@@ -9,9 +9,10 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, is_dataclass, replace
 from multiprocessing.connection import Connection
 from queue import Empty, SimpleQueue
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from litgpt.generate.engine import Engine, Request
     from litgpt.generate.session import Session
 
+LAST_SECONDS = 1.5  # in which a worker ends by itself once the front is gone
+
 
 def main(handle: int) -> None:
     """Load what the first message says, then serve until the connection closes."""
@@ -37,7 +40,8 @@ def main(handle: int) -> None:
     try:
         with opened(job) as (session, engines):
             connection.send(wire.Ready(_described(session)))
-            Worker(session, engines, commands, connection).run()
+            with suppress(BrokenPipeError, ConnectionResetError):  # the front is gone
+                Worker(session, engines, commands, connection).run()
     except (UserError, OSError, MemoryError) as error:
         status = error.exit_status if isinstance(error, UserError) else 3
         connection.send(wire.Failed(one_line(error), status))
@@ -52,7 +56,11 @@ def _listen(connection: Connection, commands: SimpleQueue[Any]) -> None:
         while True:
             commands.put(connection.recv())
     except (EOFError, OSError):
-        os._exit(0)  # in the middle of a step, too
+        commands.put(None)
+        time.sleep(LAST_SECONDS)
+        if os.getpgrp() == os.getpid():
+            os.killpg(0, signal.SIGKILL)  # in the middle of a step, too, and with the ranks that were started
+        os._exit(1)
 
 
 # ------------------------------------------------------------------------------------------------------------ loading
@@ -163,8 +171,8 @@ class Worker:
         self.errands: deque[wire.Score | wire.Embed] = deque()  # done one by one, between steps
 
     def run(self) -> None:
-        while True:
-            self._listen()
+        """Until the front is gone."""
+        while self._listen():
             if self.errands:
                 self._say([self._done(self.errands.popleft())])
             for engine in self.engines.values():
@@ -175,14 +183,16 @@ class Worker:
         if events:
             self.connection.send(events)
 
-    def _listen(self) -> None:
-        """All commands that are there; where there is nothing to do, wait for one."""
+    def _listen(self) -> bool:
+        """All commands that are there; where there is nothing to do, wait for one. False: no more will come."""
         idle = not self.errands and not any(engine.busy for engine in self.engines.values())
         while True:
             try:
                 command = self.commands.get(block=idle)
             except Empty:
-                return
+                return True
+            if command is None:
+                return False
             idle = False
             if isinstance(command, wire.Cancel):
                 self._cancel(command)

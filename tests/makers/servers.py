@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import psutil
 
 from tests.makers.checkpoints import make_hf_checkpoint
 from tests.makers.configs import shrunk
@@ -60,14 +61,18 @@ class Server:
             time.sleep(0.05)
         raise AssertionError(f"{what} is {self.metrics(**headers)[what]}, not {wanted}")
 
-    def workers(self) -> list[int]:
-        import psutil
-
-        return [child.pid for child in psutil.Process(self.process.pid).children(recursive=True)]
+    def workers(self) -> list[psutil.Process]:
+        """The processes that it started, and theirs."""
+        return psutil.Process(self.process.pid).children(recursive=True)
 
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(30)
+
+
+def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
+    """Those that have not ended; where nobody fetches what an orphan left, it goes on being listed as a zombie."""
+    return [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 
 @contextmanager
