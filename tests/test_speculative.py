@@ -334,6 +334,19 @@ def test_a_conversation_goes_on_from_what_was_accepted(name):
         ids += request.new
 
 
+def test_a_ring_that_refused_guesses_went_around_is_not_taken_over():
+    model = lively("Mistral-7B-v0.1", sliding_window_size=8)
+    for length in range(4, 12):
+        engine = Engine(model, drafter=drafter("other", model, k=6))
+        stem = list(range(6))
+        stream = engine.generate(stem, GREEDY, max_new_tokens=40)
+        for _ in range(length):
+            next(stream)
+        stream.close()
+        expected = list(Engine(model).generate([*stem, 50], GREEDY, max_new_tokens=8))
+        assert list(engine.generate([*stem, 50], GREEDY, max_new_tokens=8)) == expected
+
+
 def test_samples_of_one_prompt_share_the_reading_of_the_draft_too():
     model = lively("pythia-14m", block_size=128)
     draft, read = DraftModel(model, 3), []
