@@ -453,3 +453,27 @@ def test_what_is_sent_is_not_printed(server):
     post(server, "/predict", {"prompt": "secret\n\x1b[31m word", "max_new_tokens": 1})
     post(server, "/predict", {"prompt": "secret", "max_new_tokens": "secret"})
     assert "secret" not in server.said.read_text()
+
+
+def test_nothing_that_the_document_allows_or_forbids_is_a_mistake_of_ours(server):
+    """Made requests, right and wrong, to every path."""
+    import schemathesis
+    from hypothesis import HealthCheck, given, settings
+
+    client = httpx.Client(base_url=server.url, timeout=60)
+    document = client.get("/openapi.json").json()
+    quick = {"max_examples": 6, "deadline": None, "derandomize": True, "database": None}
+    for found in schemathesis.openapi.from_dict(document).get_all_operations():
+        operation = found.ok()
+        modes = schemathesis.GenerationMode if operation.method == "post" else [schemathesis.GenerationMode.POSITIVE]
+        for mode in modes:
+
+            @settings(**quick, suppress_health_check=list(HealthCheck))
+            @given(operation.as_strategy(mode))
+            def check(case):
+                made = case.as_transport_kwargs(base_url=server.url)
+                body = {"json": made["json"]} if "json" in made else {"content": made.get("data")}
+                assert client.request(made["method"], made["url"], **body).status_code < 500
+
+            check()
+    server.until(0, "litgpt_rows_in_use")
