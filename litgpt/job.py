@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from litgpt.launch import Machine
     from litgpt.methods.base import Method
     from litgpt.model import GPT
+    from litgpt.prompts.base import PromptStyle
     from litgpt.training import Run, Schedule, WriteWeights
 
 Change = tuple[str, dict[str, Any]]  # words on a smaller run, and what it changes in the memory estimate
@@ -326,8 +327,9 @@ class Job:
         found = self._example()
         if found is None:
             return None
-        ids, prompt, _ = found
-        return lambda: f"{prompt}{answer(model, ids, self.tokenizer_dir, self.eval.max_new_tokens or 0)}"
+        assert self.ready is not None
+        (ids, prompt, _), style = found, self.ready.style()
+        return lambda: f"{prompt}{answer(model, ids, self.tokenizer_dir, self.eval.max_new_tokens or 0, style)}"
 
     def _example(self) -> tuple[list[int], str, str] | None:
         assert self.ready is not None
@@ -364,8 +366,13 @@ def required(value: Any, name: str, remedy: str) -> Any:
     return value
 
 
-def answer(model: GPT, prompt_ids: list[int], tokenizer_dir: Path, max_new_tokens: int) -> str:
-    """The likeliest answer to a prompt, by the model as it stands in the middle of its training."""
+def answer(
+    model: GPT, prompt_ids: list[int], tokenizer_dir: Path, max_new_tokens: int, style: PromptStyle | None
+) -> str:
+    """The likeliest answer to a prompt, by the model as it stands in the middle of its training.
+
+    It ends where an answer written in `style` does.
+    """
     import torch
 
     from litgpt.generate.engine import Engine
@@ -383,7 +390,7 @@ def answer(model: GPT, prompt_ids: list[int], tokenizer_dir: Path, max_new_token
                 prompt_ids,
                 Sampling(temperature=0.0),
                 max_new_tokens=min(max_new_tokens, room),
-                stop=[[i] for i in tokenizer.eos_ids],
+                stop=style.stop_tokens(tokenizer) if style else [[i] for i in tokenizer.eos_ids],
             )
             return tokenizer.decode(list(ids))
     finally:
@@ -639,4 +646,4 @@ def _conclude(run: Run, job: Job) -> None:
     }
     print(report.table({name: value for name, value in rows.items() if value}))
     print(report.picture(job.out_dir / LOGS / "metrics.csv", job.out_dir / "loss.png", baseline=unigram))
-    print(report.next_commands(job.out_dir / FINAL))
+    print(report.next_commands(job.out_dir / FINAL, job.ready.question()))

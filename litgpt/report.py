@@ -9,6 +9,7 @@ import csv
 import io
 import os
 import shlex
+import shutil
 import sys
 import threading
 import time
@@ -86,7 +87,8 @@ class Bar(tqdm):
             mininterval=0.1 if self.moving else QUIET_EVERY,
             miniters=0,
             smoothing=0.1,
-            dynamic_ncols=True,
+            dynamic_ncols=_is_measured(stream),
+            ncols=None if _is_measured(stream) else shutil.get_terminal_size().columns,
             bar_format=f"{{desc}} {far if total else '{words}'}",
         )
 
@@ -125,6 +127,14 @@ class Bar(tqdm):
             self.display()
             self.leave = False
         super().close()
+
+
+def _is_measured(stream: TextIO) -> bool:
+    """Whether a terminal knows how wide it is; those that containers and remote commands are given say 0."""
+    try:
+        return os.get_terminal_size(stream.fileno()).columns > 0
+    except (OSError, ValueError):
+        return False
 
 
 class Progress:
@@ -254,7 +264,7 @@ def _points(rows: Sequence[Mapping[str, str]], column: str) -> tuple[list[int], 
     return [int(row["step"]) for row in present], [float(row[column]) for row in present]
 
 
-def next_commands(checkpoint_dir: Path) -> str:
-    """What to type with the model that was just made."""
-    place = shlex.quote(str(checkpoint_dir))
-    return f"next:\n  litgpt generate {place} --prompt 'Once upon a time'\n  litgpt chat {place}"
+def next_commands(checkpoint_dir: Path, prompt: str | None = None) -> str:
+    """What to type with the model that was just made; `prompt`: what it may be asked, if it learnt to answer."""
+    place, asked = shlex.quote(str(checkpoint_dir)), shlex.quote(prompt or "Once upon a time")
+    return f"next:\n  litgpt generate {place} --prompt {asked}\n  litgpt chat {place}"

@@ -284,6 +284,14 @@ def test_an_example_is_the_prompt_of_a_record_with_its_answer(tokenizer):
         data.example(2)
 
 
+def test_a_question_is_one_that_can_be_typed(tokenizer):
+    train = [instruction("Say hello.", "Hello!")]
+    assert ready(tokenizer, train, val=[instruction("2", "two")]).question() == "2"
+    hard = [instruction("2\n3", "five"), instruction("x" * 99, "y")]
+    assert ready(tokenizer, train, val=hard).question() == "Say hello."
+    assert ready(tokenizer, [text("abcd")]).question() is None
+
+
 def test_an_example_of_other_kinds(tokenizer):
     talk = ready(tokenizer, [conversation("Hi", "Hello!", "And you?", "Well.")], prompt_style=CHATML)
     before = talk.train[0].messages[:3]

@@ -13,8 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from litgpt import adapters, storage
+from litgpt import adapters, checkpoint, job, storage
 from litgpt.errors import DivergedError, InputError, MachineError
+from litgpt.prompts.base import PromptStyle
+from litgpt.tokenizer import Tokenizer
 from tests.makers import runs
 from tests.makers.checkpoints import edit_json
 
@@ -202,11 +204,23 @@ def test_an_example_is_answered_at_each_validation_and_changes_nothing(
     assert runs.losses(tmp_path / "run") == runs.losses(finished["lora"])
 
 
+def test_an_example_ends_where_the_prompt_style_says(folder: Path) -> None:
+    class Ends(PromptStyle):
+        def stop_tokens(self, tokenizer: Tokenizer) -> list[list[int]]:
+            return [[i] for i in range(tokenizer.vocab_size)]
+
+    runs.finetuning_material(folder)
+    model = checkpoint.load_model(folder / "base")
+    assert job.answer(model, [1, 2], folder / "base", 4, None)
+    assert job.answer(model, [1, 2], folder / "base", 4, Ends()) == ""
+
+
 def test_the_plan_says_what_will_be_trained(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs.run(folder, tmp_path / "run", method="lora", train={"max_steps": 1, "lr_warmup_steps": 0})
     said = capsys.readouterr().out
     for words in ("lora trains", "memory", "steps", "tokens", "next:", "peak memory", "picture of the losses"):
         assert words in said
+    assert "--prompt 'Say " in said  # a question of the data
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 import threading
 import time
@@ -73,6 +74,17 @@ def test_a_terminal_gets_one_moving_line_with_loss_speed_and_eta(clock: Clock) -
     assert "loss 3.250  100 tok/s  ETA 00:30" in shown
     assert "validated\n" in shown
     assert shown.endswith("\n")
+
+
+def test_a_terminal_that_does_not_know_its_width_gets_a_line_too(clock: Clock) -> None:
+    ours, theirs = os.openpty()  # 0 columns, as in containers
+    with os.fdopen(ours, "rb", buffering=0) as seen, os.fdopen(theirs, "w") as terminal:
+        progress = report.Progress(4, terminal)
+        progress.start(0, 0)
+        clock.now += 10
+        progress.update(1, 1000, 3.25)
+        progress.close()
+        assert b"loss 3.250" in seen.read(4096)
 
 
 def test_the_speed_is_that_of_the_wall_clock_also_after_a_resume(clock: Clock) -> None:

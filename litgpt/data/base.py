@@ -124,6 +124,10 @@ class DataModule(ABC):
         """
         return None
 
+    def question(self) -> str | None:
+        """What the trained model may be asked, in a line of a command; None: anything."""
+        return None
+
     def notes(self) -> list[str]:
         """Lines that a user should read before the training starts, such as how many samples were left out."""
         return []

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from litgpt.data.records import Record
 
 CONVERSATIONS = {"messages", "sharegpt"}
+EASILY_TYPED = 60  # characters of a question that is shown as one to ask the trained model
 KEPT = 1000  # records of each part that are kept as they were read, to show them and to try the model on
 
 
@@ -145,6 +146,13 @@ class SFT(DataModule):
         if not 0 <= index < len(among):
             raise InputError(f"eval.evaluate_example is {which}; records 0 to {len(among) - 1} can be tried")
         return self._encoder.prompt(among[index])
+
+    def question(self) -> str | None:
+        """What a user asks in a validation record, where that is short."""
+        asked = (
+            str(m["content"]) for r in (*self._kept[1], *self._kept[0]) for m in r.messages[:2] if m["role"] == "user"
+        )
+        return next((text for text in asked if len(text) <= EASILY_TYPED and text.isprintable()), None)
 
     @property
     def train_samples(self) -> Cut:
