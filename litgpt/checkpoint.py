@@ -24,7 +24,7 @@ import yaml
 from torch import Tensor
 
 from litgpt import prompts, weights
-from litgpt.config import Config
+from litgpt.config import Config, result_below
 from litgpt.errors import InputError, MissingError, UserError, near_miss, shown
 from litgpt.model import GPT
 from litgpt.placement.base import OneDevice, Placement
@@ -188,7 +188,7 @@ def open_(directory: str | Path) -> Checkpoint:
     try:
         config = Config.from_checkpoint(directory)
     except MissingError:
-        raise MissingError(f"{directory}: config.json is missing{_result_below(directory)}; {_HOW}") from None
+        raise MissingError(f"{directory}: config.json is missing{result_below(directory)}; {_HOW}") from None
     paths = _weight_files(directory)
     kind = "litgpt" if paths[0].name == "lit_model.pth" or not config.family else "hf"
     return Checkpoint(directory, config, kind, tuple(weights.open_file(path) for path in paths), _block(directory))
@@ -273,7 +273,7 @@ def _weight_files(directory: Path) -> list[Path]:
     name = next((name for name in WEIGHTS if (directory / name).is_file()), None)
     if name is None:
         missing = f"has no weights ({', '.join(WEIGHTS)})"
-        raise MissingError(f"{directory} {missing}{_result_below(directory)}; {_HOW}")
+        raise MissingError(f"{directory} {missing}{result_below(directory)}; {_HOW}")
     path = inside(directory, name)
     if path.suffix != ".json":
         return [path]
@@ -285,12 +285,6 @@ def _weight_files(directory: Path) -> list[Path]:
         if not shard.is_file():
             raise MissingError(f"{shard} is missing, {path.name} lists it; download the checkpoint again")
     return shards
-
-
-def _result_below(directory: Path) -> str:
-    below = (place.parent for place in sorted(directory.glob("*/config.json"), key=lambda p: p.parent.name != "final"))
-    found = next(below, None)
-    return f"; did you mean '{found}'?" if found else ""
 
 
 # ------------------------------------------------------------------------------------------------------------ writing

@@ -244,7 +244,10 @@ class Config:
             return cls.from_file(own, **overrides)
         if families.find(directory.name):
             return cls.from_name(directory.name, **overrides)
-        raise MissingError(f"{directory}: has neither config.json nor model_config.yaml; is it a checkpoint directory?")
+        raise MissingError(
+            f"{directory}: has neither config.json nor model_config.yaml"
+            f"{result_below(directory) or '; is it a checkpoint directory?'}"
+        )
 
     # --- ways out ------------------------------------------------------------------------------------------------
 
@@ -449,6 +452,13 @@ def _said_of(where: str) -> Iterator[None]:
         yield
     except (InputError, InputTypeError) as error:
         raise InputError(f"{where}: {error}") from error
+
+
+def result_below(directory: Path) -> str:
+    """`"; did you mean 'DIR/final'?"` where `directory` is that of a run, whose result lies in it; or ""."""
+    found = [place.parent for name in ("config.json", "model_config.yaml") for place in directory.glob(f"*/{name}")]
+    nearest = min(found, key=lambda place: (place.name != "final", place), default=None)
+    return f"; did you mean '{nearest}'?" if nearest else ""
 
 
 def _copied(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -69,9 +69,10 @@ def printable(text: str) -> str:
 
 
 def near_miss(word: str, words: Iterable[str]) -> str:
-    """`"; did you mean 'x'?"` for the word closest to `word`, ignoring case, or `""` when none is close."""
+    """`"; did you mean 'x'?"` for the word that `word` begins or is closest to, case aside; or `""`."""
     by_lower = {w.lower(): w for w in words}
-    close = difflib.get_close_matches(word[:100].lower(), by_lower, n=1, cutoff=0.6)
+    begun = [known for known in by_lower if len(word) > 3 and known.startswith(word.lower())]
+    close = sorted(begun, key=len)[:1] or difflib.get_close_matches(word[:100].lower(), by_lower, n=1, cutoff=0.6)
     return f"; did you mean '{by_lower[close[0]]}'?" if close else ""
 
 

@@ -337,8 +337,9 @@ def require_resumable(state: RunState, directory: Path) -> None:
     """Refuse a finished model: it is kept without the optimizer's state."""
     if state.complete:
         raise InputError(
-            f"{directory} holds a finished run and no step-* directory to go on from; train its weights further with "
-            "--initial_checkpoint_dir and a new out_dir"
+            f"{directory} holds a finished run and no step-* directory to go on from; to train its weights further, "
+            "give its final/ to a new run with another out_dir (finetune: as CHECKPOINT_DIR; pretrain: as "
+            "--initial_checkpoint_dir)"
         )
 
 

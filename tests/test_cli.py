@@ -21,7 +21,7 @@ from litgpt import cli, commands, errors, parser, request, signature
 from litgpt.args import EvalArgs, LogArgs, TrainArgs
 from litgpt.config import Config
 from litgpt.data import DataModule
-from litgpt.errors import DivergedError, InputError, MachineError, UserError
+from litgpt.errors import DivergedError, InputError, MachineError, UserError, near_miss
 
 calls: list[dict[str, Any]] = []
 
@@ -530,6 +530,11 @@ def test_help_shows_every_option_with_its_words(capsys: Any) -> None:
     assert "--data.count" not in page
     assert "--data.count INT" in shown(capsys, "-h", "--data", LETTERS)
     assert "TEXTS... --out_dir PATH" in shown(capsys, "--help", function=join_it)
+
+
+def test_a_near_miss_is_the_word_that_was_begun_before_one_that_looks_alike() -> None:
+    assert near_miss("bnb.int8", ["bnb.nf4", "bnb.int8-training"]) == "; did you mean 'bnb.int8-training'?"
+    assert near_miss("bnb.nf5", ["bnb.nf4", "bnb.int8-training"]) == "; did you mean 'bnb.nf4'?"
 
 
 def test_help_fills_its_lines_whatever_the_docstring_was_wrapped_at(capsys: Any) -> None:

@@ -15,6 +15,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from litgpt import adapters, checkpoint, cli, storage
+from litgpt.config import Config
 from litgpt.errors import InputError, MissingError
 from litgpt.methods import lora
 from litgpt.methods.lora import LoRA
@@ -212,6 +213,14 @@ for n in range(1, 1000, int(sys.argv[2])):
     if status == 0:
         break
 """
+
+
+def test_the_directory_of_a_run_points_to_its_result(tmp_path: Path) -> None:
+    (tmp_path / "final").mkdir()
+    (tmp_path / "final" / "model_config.yaml").write_text("name: x")
+    for read in (merge_lora.main, Config.from_checkpoint):
+        with pytest.raises((InputError, MissingError), match=rf"did you mean '{tmp_path}/final'"):
+            read(tmp_path)
 
 
 def test_killed_at_any_change_it_leaves_the_old_or_the_new_and_a_rerun_repairs(tmp_path: Path) -> None:

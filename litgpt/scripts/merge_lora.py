@@ -55,6 +55,7 @@ def main(
 
 def _lora_in(directory: Path) -> AdapterDir:
     from litgpt import adapters
+    from litgpt.config import result_below
     from litgpt.methods.lora import LoRA
     from litgpt.storage import require_writable
 
@@ -62,7 +63,7 @@ def _lora_in(directory: Path) -> AdapterDir:
     if adapter is None:
         raise InputError(
             f"{directory} has no LoRA weights ({adapters.BELOW}/{adapters.PEFT_CONFIG}, {adapters.LIT_MODEL}.lora); "
-            "give a result of finetune_lora"
+            f"give a result of finetune_lora{result_below(directory)}"
         )
     if adapter.method != LoRA.name:
         raise InputError(
