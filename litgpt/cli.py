@@ -9,7 +9,6 @@ import errno
 import importlib
 import os
 import sys
-import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -89,24 +88,22 @@ def run_command(action: str, function: Callable[..., Any], argv: Sequence[str]) 
 
 def overview() -> str:
     """The page of `litgpt --help`."""
-    lines = ["Usage: litgpt ACTION ... [--option VALUE ...]", "", "Pretrain, finetune and use language models."]
+    lines = [
+        "Usage: litgpt ACTION ... [--option VALUE ...]",
+        "",
+        "Pretrain, finetune, evaluate and serve language models.",
+    ]
     for section, actions in SECTIONS.items():
-        here = [f"  {action:<21} {words}" for action, (target, words) in actions.items() if target]
-        lines += ["", f"{section}:", *here] if here else []
-    later = ", ".join(action for action, (target, _) in COMMANDS.items() if target is None)
-    if later:
-        lines += ["", *textwrap.wrap(f"Not in this version yet: {later}.", 100, subsequent_indent="  ")]
+        here = [f"  {action:<21} {words}" for action, (_, words) in actions.items()]
+        lines += ["", f"{section}:", *here]
     return "\n".join([*lines, "", EXAMPLES.rstrip()])
 
 
 def _function(action: str) -> Callable[..., Any]:
     if action not in COMMANDS:
-        here = ", ".join(name for name, (target, _) in COMMANDS.items() if target)
-        known = near_miss(action, COMMANDS) or f"; the actions are {here}"
+        known = near_miss(action, COMMANDS) or f"; the actions are {', '.join(COMMANDS)}"
         raise InputError(f"{shown(action)} is no action{known} (litgpt --help shows all)")
     target, _ = COMMANDS[action]
-    if target is None:
-        raise InputError(f"'{action}' is not in this version yet; litgpt --help shows what is")
     module, _, name = target.partition(":")
     return getattr(importlib.import_module(module), name)
 

@@ -1,11 +1,8 @@
-"""What `litgpt` can do: each action, the function that does it, and one line of help. Nothing else.
-
-An action without a function is known but comes in a later version.
-"""
+"""What `litgpt` can do: each action, the function that does it, and one line of help. Nothing else."""
 
 from __future__ import annotations
 
-Command = tuple[str | None, str]  # ("module:function", one line of help)
+Command = tuple[str, str]  # ("module:function", one line of help)
 
 SECTIONS: dict[str, dict[str, Command]] = {
     "Get a model": {

@@ -120,12 +120,6 @@ def test_a_training_checkpoint_tells_what_it_is_good_for(tmp_path, capsys):
     assert state.name in refusal(step, capsys)
 
 
-def test_only_commands_of_this_version_are_offered(tmp_path, capsys, monkeypatch):
-    source = make(tmp_path / "in")
-    monkeypatch.setitem(validate.COMMANDS, "chat", (None, "later"))
-    assert "litgpt chat" not in report(source, capsys)
-
-
 @pytest.mark.parametrize("action", ["validate", *(name for name in COMMANDS if name.startswith("convert_"))])
 def test_help_comes_without_torch(action):
     assert "torch" not in loaded_by(f"from litgpt.cli import main; assert main(['{action}', '--help']) == 0")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from litgpt import estimate, families
-from litgpt.commands import COMMANDS
 from litgpt.config import Config
 from litgpt.errors import InputError, near_miss
 from litgpt.storage import MANIFEST, verify
@@ -159,8 +158,8 @@ def _memory(config: Config, dtype: str, training: bool) -> dict[str, str]:
     }
 
 
-def _commands(opened: Checkpoint, tokenizer: Tokenizer | None) -> Iterator[str]:
-    """The command lines of this version that take the directory as it is."""
+def _commands(opened: Checkpoint, tokenizer: Tokenizer | None) -> Iterable[str]:
+    """The command lines that take the directory as it is."""
     from litgpt.checkpoint import TRAINING_STATE
     from litgpt.scripts.source import LIT_MODEL
 
@@ -173,4 +172,4 @@ def _commands(opened: Checkpoint, tokenizer: Tokenizer | None) -> Iterator[str]:
     if (directory / TRAINING_STATE).is_dir():
         wanted["convert_pretrained_checkpoint"] = f"litgpt convert_pretrained_checkpoint {directory} --output_dir DIR"
         wanted["pretrain"] = f"litgpt pretrain ... --resume {directory}"
-    return (line for name, line in wanted.items() if COMMANDS[name][0])
+    return wanted.values()
