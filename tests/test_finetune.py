@@ -296,7 +296,7 @@ def test_the_state_of_another_method_is_refused_even_when_a_change_was_allowed(
 ) -> None:
     shutil.copytree(finished["full"] / "step-00000004", tmp_path / "run" / "step-00000004")
     with pytest.raises(InputError, match="which this run does not train"):
-        runs.run(folder, tmp_path / "run", method="lora", resume="auto", allow_change="method")
+        runs.run(folder, tmp_path / "run", method="lora", resume="auto", allow_change=["method", "base_weights"])
 
 
 def test_a_script_may_call_a_command_with_any_argv(
