@@ -205,7 +205,7 @@ class LLM(torch.nn.Module):
             config, tokenizer = _described(model)
         else:
             source = Source.find(_path(model), access_token=access_token)
-            directory, config, tokenizer = source.directory, source.checkpoint.config, _tokenizer(source)
+            directory, config, tokenizer = source.place, source.checkpoint.config, _tokenizer(source)
         if tokenizer_dir is not None:
             tokenizer = Tokenizer(tokenizer_dir)
         if isinstance(prompt_style, str):
@@ -809,7 +809,7 @@ class LLM(torch.nn.Module):
         from litgpt.generate.session import Source
 
         source = Source.find(directory)
-        self._describe(source.checkpoint.config, _tokenizer(source), None, source.directory)
+        self._describe(source.checkpoint.config, _tokenizer(source), None, source.place)
 
     # -- saving
 

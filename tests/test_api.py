@@ -489,6 +489,14 @@ def test_finetuning_twice_in_one_process_leaves_the_finetuned_model_and_argv(roo
     assert sys.argv == argv
 
 
+def test_an_adapter_inside_a_merged_model_goes_onto_the_base_that_it_was_trained_on(roomy, tmp_path):
+    final = LLM.load(roomy).finetune(ROWS, out_dir=tmp_path / "run", quantize="bnb.nf4", **SHORT)
+    llm = LLM.load(final / "adapter", quantize="bnb.nf4")  # not the merged weights, quantized once more
+    ids = torch.arange(12).view(1, 12)
+    assert llm.checkpoint_dir == final / "adapter"
+    assert_close(llm(ids), LLM.load(final)(ids), rtol=0, atol=1e-4)
+
+
 def test_weights_that_lie_nowhere_are_saved_before_they_are_finetuned(roomy, tmp_path):
     llm = LLM.load(roomy)
     with torch.no_grad():

@@ -194,6 +194,13 @@ class Source:
             return Source(directory, open_(directory))
         return Source(adapter.home, open_(adapter.find_base(base)), adapter)
 
+    @property
+    def place(self) -> Path:
+        """The directory that opens as this again: of an adapter that lies inside a merged model, its own."""
+        if self.adapter is not None and adapters.find(self.directory) is None:
+            return self.adapter.dir
+        return self.directory
+
     def tokenizer(self) -> Tokenizer:
         try:
             return Tokenizer(self.directory)
