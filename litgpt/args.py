@@ -196,7 +196,7 @@ class TrainArgs(_Args):
             return self
         name, total = min(limits.items(), key=lambda limit: limit[1])
         if "lr_warmup_steps" not in self.given:
-            return self if warmup <= total // 4 else self._replaced(lr_warmup_steps=total // 10)
+            return self if warmup <= total // 2 else self._replaced(lr_warmup_steps=total // 10)
         if warmup > total:
             raise InputError(
                 f"train.lr_warmup_steps {warmup} is more than the {total} steps that {name} "

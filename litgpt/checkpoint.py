@@ -64,7 +64,8 @@ def find(path: str | Path) -> Path:
 
     Raises MissingError with the places looked at, the nearest name, and the command that makes a checkpoint.
     """
-    places = dict.fromkeys((Path(path), Path("checkpoints") / path))  # one, where the path is absolute
+    below = Path(path).parts[0:1] == ("checkpoints",)  # as recipes of LitGPT 0.5 name what they downloaded
+    places = dict.fromkeys((Path(path), Path(path) if below else Path("checkpoints") / path))  # one, if it is absolute
     for place in places:
         whole = recover(place)
         if os.path.isdir(whole):
@@ -72,7 +73,10 @@ def find(path: str | Path) -> Path:
         if os.path.isfile(whole):
             return whole.parent
     near = near_miss(str(path), map(str, _neighbours(Path(path))))
-    raise MissingError(f"no checkpoint at {' or '.join(map(str, places))}{near}; {_HOW}")
+    how = (
+        f"`litgpt download {Path(*Path(path).parts[1:])}` fetches it" if below and len(Path(path).parts) == 3 else _HOW
+    )
+    raise MissingError(f"no checkpoint at {' or '.join(map(str, places))}{near}; {how}")
 
 
 def _neighbours(path: Path) -> Iterable[Path]:

@@ -55,4 +55,5 @@ def _move(recipe: Recipe, old: Key, new: Key) -> str:
     if given.value is not None and (newer is None or newer.source < given.source):
         overlay(recipe, new, Given(_number(given.value), given.where, given.source))
     name = " and ".join(".".join(key) for key in BETAS) if old == ("train", "betas") else ".".join(old)
-    return f"{given.where}: {name} is now {'.'.join(k for k in new if k != 'init_args')}"
+    are = "are" if " and " in name else "is"
+    return f"{given.where}: {name} {are} now {'.'.join(k for k in new if k != 'init_args')}"

@@ -278,6 +278,8 @@ def test_find_takes_a_path_a_downloaded_name_a_file_inside_and_what_a_kill_left_
         MissingError, match=r"no checkpoint at org/tony or checkpoints/org/tony; did you mean 'org/tiny'\?"
     ):
         checkpoint.find("org/tony")
+    with pytest.raises(MissingError, match=r"at checkpoints/other/big; `litgpt download other/big` fetches it"):
+        checkpoint.find("checkpoints/other/big")
     for name in ("nothing-like-it", "x" * 5000, "nul\0", "a/b/c"):
         with pytest.raises(MissingError, match="litgpt download"):
             checkpoint.find(name)
