@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import os
 import sys
 import types
 import typing
@@ -54,6 +55,9 @@ class Choice:
     def resolve(self, name: str, where: str) -> type:
         """The class called `name`: a short name, or the full path of a class of this kind that is installed."""
         names = self.names()
+        if self.what == "data module" and os.path.exists(name) and name not in names:
+            reader = f"--data JSON --data.json_path {name}, or for plain text --data TextFiles --data.train_data_path"
+            raise InputError(f"{where}: {shown(name)} is a path; a data module reads it: {reader}")
         module, _, short = name.rpartition(".")
         if module in ("", self.home) and short in names:
             return getattr(importlib.import_module(self.home), short)

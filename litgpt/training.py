@@ -302,7 +302,8 @@ def _finish(run: Run, stop: Stop) -> None:
     run.state.pending = row
     complete = run.is_over or not run.schedule.steps
     if run.stopped_improving:
-        run.progress.note(f"step {run.state.at.step}: no better validation loss for eval.patience validations; done")
+        words = f"no lower validation loss in {run.eval.patience} validations (eval.patience); done"
+        run.progress.note(f"step {run.state.at.step}: {words}")
     if due(run.train.save_interval, run.state.at.step) or not complete:
         _save_step(run)
     run.write_final(run.out_dir / FINAL, None)

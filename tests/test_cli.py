@@ -341,6 +341,7 @@ def test_every_recipe_of_the_hub_says_what_its_command_takes(path: Path, tmp_pat
         (["m", f"--{'x' * 1000}", "1"], "xxx...: there is no such option"),
         (["m", "x" * 1000], "xxx... stands alone"),
         (["m", "--data", "x" * 1000], "xxx... is no data module"),
+        (["m", "--data", "."], "'.' is a path; a data module reads it: --data JSON --data.json_path ."),
         (["m", "--precision", "x" * 1000], "xxx... is not"),
         (["m", "--train.epochs", "-1"], "train.epochs is -1"),
         (["m", "--train", "5"], "--train"),

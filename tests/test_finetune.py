@@ -182,11 +182,14 @@ def test_the_same_samples_are_the_same_run_however_they_lie_in_rows(
     torch.testing.assert_close(logits(whole / "final"), logits(rows / "final"), rtol=1e-4, atol=1e-5)
 
 
-def test_the_best_is_kept_and_a_run_that_gets_no_better_ends(folder: Path, tmp_path: Path) -> None:
+def test_the_best_is_kept_and_a_run_that_gets_no_better_ends(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     evaluation = {"interval": 1, "keep_best": True, "patience": 2, "max_iters": None}
     runaway = {"class_path": "torch.optim.SGD", "init_args": {"lr": 30.0}}
     out_dir = runs.run(folder, tmp_path / "run", method="lora", eval=evaluation, optimizer=runaway)
     found = [float(row["val_loss"]) for row in runs.losses(out_dir)]
+    assert "no lower validation loss in 2 validations (eval.patience)" in capsys.readouterr().out
     best = found.index(min(found))
     assert len(found) == best + 3 < runs.STEPS
     assert not torch.equal(logits(out_dir / "best"), logits(out_dir / "final"))

@@ -77,6 +77,12 @@ def test_what_a_finetune_would_refuse_is_said(model, tmp_path, capsys):
     assert "note: a finetune would refuse this: 1 of 1 records are longer than the model's context of 128 tokens" in out
 
 
+def test_what_stops_a_preview_is_said_once(model, tmp_path, capsys):
+    (tmp_path / "my.json").write_text('[{"instruction": "x"}]')
+    status, out, err = preview(capsys, model, tmp_path / "my.json")
+    assert (status, out, err.count("\n")) == (2, "", 1)
+
+
 def test_a_terminal_gets_colour_and_no_command_of_the_data(model, tmp_path, capsys, monkeypatch):
     path = written(tmp_path / "my.json", ["\x1b]0;evil\x07Blue.\tSky"])
     monkeypatch.setattr(preview_data.sys.stdout, "isatty", lambda: True)

@@ -73,12 +73,15 @@ def _opened(data: DataModule, directory: Path, train: TrainArgs) -> SFT:
     context = Config.from_checkpoint(directory).block_size
     data.connect(Tokenizer(directory), train.micro_batch_size, train.max_seq_length or context)
     data.prepare_data()
+    refusal: InputError | None = None
     if train.max_seq_length is None:
         try:
             data.require_fit(context)
         except InputError as error:
-            print(f"note: a finetune would refuse this: {error}")
-    data.setup()
+            refusal = error
+    data.setup()  # raises what stops a preview, too
+    if refusal is not None:
+        print(f"note: a finetune would refuse this: {refusal}")
     return data
 
 
