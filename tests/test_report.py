@@ -151,13 +151,16 @@ def test_metrics_that_cannot_be_written_are_machine_trouble(tmp_path: Path) -> N
         report.Metrics(tmp_path / "logs" / "metrics.csv")
 
 
-def test_the_picture_shows_the_losses(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
+def test_the_picture_shows_the_losses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figure = pytest.importorskip("matplotlib.figure").Figure
+    drawn, save = [], figure.savefig
+    monkeypatch.setattr(figure, "savefig", lambda self, *args, **how: (drawn.append(self), save(self, *args, **how)))
     metrics = report.Metrics(tmp_path / "metrics.csv")
     for step in range(1, 5):
         metrics.add({"step": step, "loss": 5.0 / step, "val_loss": 5.5 / step if step % 2 else None, "seconds": step})
     metrics.close()
     assert str(tmp_path / "loss.png") in report.picture(metrics.path, tmp_path / "loss.png", baseline=4.0)
+    assert all(step == int(step) for step in drawn[0].axes[0].get_xticks())
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
