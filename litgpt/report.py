@@ -242,6 +242,7 @@ def picture(metrics: Path, target: Path, *, baseline: float | None = None) -> st
     """
     try:
         from matplotlib.figure import Figure  # the class itself: pyplot would keep state and look for a display
+        from matplotlib.ticker import MaxNLocator
     except ImportError:
         return "no picture of the losses: matplotlib is not installed (pip install 'litgpt[plot]')"
     rows = read_metrics(metrics)
@@ -252,7 +253,7 @@ def picture(metrics: Path, target: Path, *, baseline: float | None = None) -> st
     if baseline is not None:
         axes.axhline(baseline, color="#777777", linestyle="--", linewidth=1, label="unigram model")
     axes.set(xlabel="step", ylabel="loss (nats per token)")
-    axes.xaxis.get_major_locator().set_params(integer=True)  # there is no half a step
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))  # there is no half a step
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
