@@ -1153,6 +1153,11 @@ class KVCache:
             tensor[one, :, :length].copy_(tensor[other, :, :length])
             tensor[other, :, :length].copy_(kept)
 
+    def clear_row(self, row: int) -> None:
+        """Forget a row that holds NaN: a masked slot with NaN in it would still reach who looks past it."""
+        for tensor in self.tensors():
+            tensor[row].zero_()
+
     def tensors(self) -> Iterator[Tensor]:
         for layer in self.layers:
             yield from (layer.k, layer.v)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from litgpt.deploy import wire
 from litgpt.errors import printable
 
 TYPES = {
@@ -48,6 +49,13 @@ def overloaded() -> Refusal:
 
 def unavailable(why: str) -> Refusal:
     return Refusal(503, why, code="unavailable", headers={"Retry-After": RETRY_AFTER})
+
+
+def refused(event: wire.Refused) -> Refusal:
+    """As a worker says it."""
+    if event.status == 503:
+        return unavailable(event.message)
+    return Refusal(event.status, event.message, code="internal_error" if event.status == 500 else None)
 
 
 def lost() -> Refusal:

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from litgpt.deploy import wire
 from litgpt.deploy.metrics import Metrics
-from litgpt.deploy.refusals import Refusal, lost, overloaded, too_late, unavailable
+from litgpt.deploy.refusals import Refusal, lost, overloaded, refused, too_late, unavailable
 from litgpt.deploy.replica import Replica
 from litgpt.errors import UserError, one_line
 
@@ -191,8 +191,7 @@ class Scheduler:
             if ticket is None:
                 continue  # cancelled meanwhile
             if isinstance(event, wire.Refused):
-                refusal = unavailable(event.message) if event.is_ours else Refusal(400, event.message)
-                ticket.news.put_nowait(refusal)
+                ticket.news.put_nowait(refused(event))
                 self._ended(ticket, set(ticket.open))
                 continue
             ticket.news.put_nowait(event)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from litgpt.prompts import PromptStyle
 
@@ -130,11 +130,11 @@ class Result:
 
 @dataclass(frozen=True)
 class Refused:
-    """The request cannot be answered; `is_ours`: through no fault of who asked."""
+    """The request cannot be answered. `status` as in HTTP: 400 where who asked can mend it, 503 where waiting may."""
 
     key: int
     message: str
-    is_ours: bool = False
+    status: Literal[400, 500, 503] = 400
 
 
 Event = Delta | Result | Refused

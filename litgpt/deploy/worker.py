@@ -217,7 +217,7 @@ class Worker:
                 guides=guides,
             )
         except UserError as error:
-            return [wire.Refused(command.key, str(error), isinstance(error, MachineError))]
+            return [wire.Refused(command.key, str(error), 503 if isinstance(error, MachineError) else 400)]
         going = Going(command, engine, dict(enumerate(requests)), dict(enumerate(guides)))
         self.going[command.key] = going
         self.places |= {request: (going, index) for index, request in enumerate(requests)}
@@ -248,10 +248,9 @@ class Worker:
             if event.request not in self.places:
                 continue
             going, index = self.places[event.request]
-            guide = going.guides.get(index)
-            if guide is not None and guide.error:
+            if (refused := self._refused(going, index, event.request)) is not None:
                 self._cancel(wire.Cancel(going.command.key))
-                said.append(wire.Refused(going.command.key, f"the answer cannot be held to its form: {guide.error}"))
+                said.append(refused)
                 continue
             scores = tuple((score.token, score.logprob, score.top) for score in event.scores)
             reused = event.request.reused
@@ -260,13 +259,22 @@ class Worker:
                 self._forget(going, index)
         return said
 
+    def _refused(self, going: Going, index: int, request: Request) -> wire.Refused | None:
+        """What ends this answer, and those to the same prompt with it."""
+        if request.error is not None:
+            return wire.Refused(going.command.key, one_line(request.error), 500)
+        guide = going.guides.get(index)
+        if guide is not None and guide.error:
+            return wire.Refused(going.command.key, f"the answer cannot be held to its form: {guide.error}")
+        return None
+
     def _lost(self, engine: Engine, error: Exception) -> list[wire.Event]:
         """The step failed, and all rows with it; those that wait go on waiting."""
         message = "out of memory" if is_out_of_memory(error) else one_line(error)
         lost = {going.command.key for going, _ in self.places.values() if going.engine is engine}
         for key in lost:
             self._cancel(wire.Cancel(key))
-        return [wire.Refused(key, message, is_ours=True) for key in sorted(lost)]
+        return [wire.Refused(key, message, 503) for key in sorted(lost)]
 
     def _done(self, errand: wire.Score | wire.Embed) -> wire.Event:
         engine = self.engines[errand.adapter]
@@ -280,7 +288,7 @@ class Worker:
         except Exception as error:
             if not isinstance(error, UserError) and not is_out_of_memory(error):
                 raise
-            return wire.Refused(errand.key, one_line(error), not isinstance(error, InputError))
+            return wire.Refused(errand.key, one_line(error), 400 if isinstance(error, InputError) else 503)
 
 
 if __name__ == "__main__":

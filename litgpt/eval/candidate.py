@@ -336,4 +336,4 @@ class _Row:
         while self.read < request.shown:
             self.text += self.words.push(request.new[self.read])
             self.read += 1
-        return request.finish_reason is not None or any(stop in self.text for stop in self.wants.until)
+        return request.has_ended or any(stop in self.text for stop in self.wants.until)

@@ -77,7 +77,7 @@ class Row:
     def take(self) -> tuple[list[int], str]:
         """The ids and the text that came since the last time."""
         ids, text = [], ""
-        is_last = self.request.finish_reason is not None  # first: another thread may add to it
+        is_last = self.request.has_ended  # first: another thread may add to it
         while self.taken < self.request.shown and not self.watch.stopped:
             ids.append(self.request.new[self.taken])
             self.taken += 1

@@ -12,7 +12,7 @@ from torch import Tensor
 from litgpt.errors import InputError
 from litgpt.generate.compiled import CompiledStep
 from litgpt.generate.engine import PREFILL_CHUNK, Request
-from litgpt.generate.sampling import Choice, Sampler, as_chance, inverse_cdf, require_finite
+from litgpt.generate.sampling import Choice, Sampler, as_chance, inverse_cdf, not_finite
 from litgpt.generate.scoring import common
 from litgpt.generate.speculation import Proposal, padded
 from litgpt.model import GPT, KVCache
@@ -132,7 +132,8 @@ class DraftModel:
             else:
                 best, found = choice.adjusted(logits).max(dim=-1)
                 finite, tokens = torch.stack((best.isfinite().long(), found)).tolist()
-                require_finite(all(finite), "draft model")
+                if not all(finite):
+                    raise not_finite("draft model")
             choice.count(tokens, found)
             fed = [[token] for token in tokens]
             for row, token in zip(drawn, tokens, strict=True):

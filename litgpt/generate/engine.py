@@ -4,6 +4,7 @@ submit -> waiting -> (a row is free) -> prefill -> decode, all rows at once -> d
 
 The rows of the cache, from the first on:   running running running | kept kept - -
 A row that ends is kept as long as nobody needs its place: a prompt that begins as it did takes over what it holds.
+A row that cannot go on (its logits are not finite, its guide breaks) ends alone, with its error.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from litgpt.errors import InputError, near_miss
+from litgpt.errors import InputError, UserError, near_miss
 from litgpt.estimate import in_words, kv_cache_bytes, require_fit
 from litgpt.generate import scoring
 from litgpt.generate.compiled import CompiledStep
-from litgpt.generate.sampling import Choice, Guide, Sampler, Sampling, TokenScore
+from litgpt.generate.sampling import Choice, Guide, Sampler, Sampling, TokenScore, formless, not_finite
 from litgpt.generate.scoring import Pair, common
 from litgpt.generate.speculation import Drafter, Proposal, judge, padded
 from litgpt.generate.stops import StopAutomaton
@@ -31,7 +32,7 @@ PREFILL_CHUNK = 512  # tokens of prompts taken in at once between two decode ste
 LONG_PREFIX = 256  # a prefix of so many tokens is taken over, however long the rest is
 SMALL_CACHE = 64 << 20  # bytes; a smaller cache is made without a look at the memory
 
-FinishReason = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "length", "cancelled", "failed"]
 AtLimit = Literal["refuse", "stop"]
 
 
@@ -49,6 +50,7 @@ class Request:
     shown: int = 0  # tokens of the answer that are known to be no part of a stop
     scores: list[TokenScore] = field(default_factory=list)  # of every token drawn, where they were asked for
     finish_reason: FinishReason | None = None
+    error: UserError | None = None  # why it has failed
     ended: int = 0  # when, in steps
 
     @property
@@ -60,6 +62,13 @@ class Request:
     def tokens(self) -> list[int]:
         """The answer so far, without a stop and what may be the beginning of one."""
         return self.new[: self.shown]
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether no more will come. Raises what it has failed of."""
+        if self.error is not None:
+            raise self.error
+        return self.finish_reason is not None
 
     @property
     def reach(self) -> int:
@@ -243,13 +252,17 @@ class Engine:
         self.running, self.kept, self.cache, self.views = [], [], None, {}
 
     def follow(self, request: Request) -> Iterator[int]:
-        """The tokens of one request as they come, stops left out. Others go on with it, and may be followed as well."""
+        """The tokens of one request as they come, stops left out. Others go on with it, and may be followed as well.
+
+        Raises:
+            UserError: why the request cannot go on.
+        """
         given = 0
         while True:
             while given < request.shown:
                 yield request.new[given]
                 given += 1
-            if request.finish_reason is not None:
+            if request.has_ended:
                 return
             self.step()
 
@@ -422,9 +435,11 @@ class Engine:
     def _leave(self, request: Request) -> None:
         """Free a row; the last row moves into its place, so that the running rows stay side by side."""
         row, last = self.running.index(request), len(self.running) - 1
-        keep = self.keep_prefixes and request.filled > 0
+        keep = self.keep_prefixes and request.filled > 0 and request.error is None
+        assert self.cache is not None
+        if request.error is not None:
+            self.cache.clear_row(row)
         if row != last:
-            assert self.cache is not None
             if keep:
                 self._swap(row, last)
             else:
@@ -472,7 +487,10 @@ class Engine:
             positions = torch.arange(request.filled, view.span, device=self.device)
         logits = self.model(idx, positions, cache=view, last_only=True)
         request.filled += len(chunk)
-        return [] if request.unread else self._choose([request], logits[:, -1])
+        if not request.unread:
+            return self._choose([request], logits[:, -1])
+        is_finite = bool(logits[:, -1, : self.n_tokens].max().isfinite())
+        return [] if is_finite else [self._fail(request, not_finite())]
 
     def _decode(self) -> list[Event]:
         """One token more for every row; a row whose prompt is half read takes one token of it."""
@@ -525,8 +543,12 @@ class Engine:
         self.choice = Choice([])  # what it has counted is not all any more
         found = judge(samplers, [proposals[i] for i in choosing], logits)
         for i, scores in zip(choosing, found, strict=True):  # of all, before one leaves and another moves to its place
-            rows[i].filled += len(scores) - 1
-        return [self._take_all(rows[i], scores) for i, scores in zip(choosing, found, strict=True)]
+            if not isinstance(scores, UserError):
+                rows[i].filled += len(scores) - 1
+        return [
+            self._fail(rows[i], scores) if isinstance(scores, UserError) else self._take_all(rows[i], scores)
+            for i, scores in zip(choosing, found, strict=True)
+        ]
 
     def _forward_ahead(
         self, rows: Sequence[Request], fed: Sequence[Sequence[int]], starts: Sequence[int], choosing: Sequence[int]
@@ -594,7 +616,10 @@ class Engine:
         if self.choice.rows != samplers:
             self.choice = Choice(samplers)
         scores = self.choice(logits[:, : self.n_tokens])
-        return [self._take(request, score) for request, score in zip(requests, scores, strict=True)]
+        return [
+            self._fail(request, score) if isinstance(score, UserError) else self._take(request, score)
+            for request, score in zip(requests, scores, strict=True)
+        ]
 
     def _take(self, request: Request, score: TokenScore) -> Event:
         """Show what may be shown after a drawn token, and end the request if this was its last."""
@@ -603,7 +628,11 @@ class Engine:
         shown = request.stop.push(score.token)
         if request.stop.stopped:
             return self._finish(request, "stop", shown)
-        if request.sampler.guide is not None and request.sampler.guide.is_over:
+        try:
+            is_over = request.sampler.guide is not None and request.sampler.guide.is_over
+        except Exception as error:
+            return self._fail(request, formless(error))
+        if is_over:
             return self._finish(request, "stop", shown + request.stop.flush())
         if len(request.new) >= request.max_new_tokens:
             return self._finish(request, "length", shown + request.stop.flush())
@@ -627,6 +656,10 @@ class Engine:
         request.finish_reason = reason
         self._leave(request)
         return self._event(request, shown)
+
+    def _fail(self, request: Request, error: UserError) -> Event:
+        request.error = error
+        return self._finish(request, "failed")
 
     def _event(self, request: Request, shown: Sequence[int]) -> Event:
         scores = tuple(request.scores[request.shown : request.shown + len(shown)])

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from litgpt.errors import InputError, require_type
+from litgpt.errors import InputError, UserError, one_line, require_type
 
 NUCLEUS = 256  # of how many tokens a nucleus without top_k is looked for first; larger ones take a sort of all
 SPARE = 16  # how many tokens as likely as the k-th are looked for first
@@ -134,7 +134,10 @@ class Sampler:
 
     def __call__(self, logits: Tensor) -> int:
         """The next token id from logits (V,), for a row that is alone."""
-        return Choice([self])(logits.unsqueeze(0))[0].token
+        (found,) = Choice([self])(logits.unsqueeze(0))
+        if isinstance(found, UserError):
+            raise found
+        return found.token
 
     def after(self, tokens: Sequence[int]) -> Sampler:
         """The row as it is once these tokens are drawn. Random state and guide are the same for both."""
@@ -156,21 +159,25 @@ class Choice:
         self.penalised = [i for i, row in enumerate(rows) if row.sampling.has_penalty]
         self.scored = [i for i, row in enumerate(rows) if row.logprobs is not None]
         self.guided = [(i, row.guide) for i, row in enumerate(rows) if row.guide is not None]
+        self.failed: dict[int, UserError] = {}  # the rows whose guides do not work
 
-    def __call__(self, logits: Tensor) -> list[TokenScore]:
+    def __call__(self, logits: Tensor) -> list[TokenScore | UserError]:
         """The next token of each row from logits (B, V), with its score where a row asks for scores.
 
-        Raises:
-            InputError: the logits are not finite, so the weights are damaged or overflow in this precision.
+        A row of which nothing can be drawn has the reason instead, and its neighbours go on.
         """
         scores = self.adjusted(logits)
         best, tokens = scores.max(dim=-1)
         if self.drawing:
             tokens[self._drawing] = self._draw(scores if self._all_draw else scores[self._drawing])
         finite, chosen = torch.stack((best.isfinite().long(), tokens)).tolist()
-        require_finite(all(finite))
+        if not all(finite):
+            self.failed |= {i: not_finite() for i, is_finite in enumerate(finite) if not is_finite}
         self.count(chosen, tokens)
-        return self.scores(logits, chosen)
+        found: list[TokenScore | UserError] = list(self.scores(logits, chosen))
+        for i, error in self.failed.items():
+            found[i] = error
+        return found
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """(B, V) fp32: the distribution that each row draws from; greedy rows are certain."""
@@ -201,7 +208,12 @@ class Choice:
             )
             scores[self._penalised] = part - counts * self._frequency - (counts > 0) * self._presence
         for i, guide in self.guided:
-            scores[i].masked_fill_(~guide.allowed(scores.size(1)).to(scores.device), -math.inf)
+            try:
+                allowed = guide.allowed(scores.size(1))
+            except Exception as error:  # whatever a grammar library may raise, it is about this row
+                self.failed[i] = formless(error)
+            else:
+                scores[i].masked_fill_(~allowed.to(scores.device), -math.inf)
         return scores
 
     # -- settings as tensors
@@ -319,11 +331,16 @@ class Choice:
     # -- afterwards
 
     def count(self, chosen: list[int], tokens: Tensor) -> None:
-        """Each row has drawn a token; `tokens` (B,) are the same."""
-        for row, token in zip(self.rows, chosen, strict=True):
+        """Each row that works has drawn a token; `tokens` (B,) are the same."""
+        for i, (row, token) in enumerate(zip(self.rows, chosen, strict=True)):
+            if i in self.failed:
+                continue
             row.drawn.append(token)
             if row.guide is not None:
-                row.guide.take(token)
+                try:
+                    row.guide.take(token)
+                except Exception as error:
+                    self.failed[i] = formless(error)
         if self.penalised:
             column = tokens[self._penalised].unsqueeze(1)
             self._seen.scatter_(1, column, True)
@@ -352,13 +369,17 @@ def token_scores(logits: Tensor, tokens: Tensor, top: int = 0) -> list[TokenScor
     ]
 
 
-def require_finite(is_finite: bool, whose: str = "model") -> None:
-    """Refuse logits of which nothing can be drawn."""
-    if not is_finite:
-        raise InputError(
-            f"the {whose}'s logits are not finite: its weights hold NaN or overflow in this precision; "
-            "try --precision 32-true, or download the checkpoint again"
-        )
+def not_finite(whose: str = "model") -> InputError:
+    """Logits of which nothing can be drawn."""
+    return InputError(
+        f"the {whose}'s logits are not finite: its weights hold NaN or overflow in this precision; "
+        "try --precision 32-true, or download the checkpoint again"
+    )
+
+
+def formless(error: Exception) -> InputError:
+    """A guide that does not work."""
+    return InputError(f"the answer cannot be held to its form: {one_line(error)[:200]}")
 
 
 def as_chance(luck: Sequence[float], weights: Tensor) -> Tensor:

@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from litgpt.generate.sampling import Choice, Sampler, TokenScore, as_chance, inverse_cdf, require_finite
+from litgpt.errors import UserError
+from litgpt.generate.sampling import Choice, Sampler, TokenScore, as_chance, inverse_cdf, not_finite
 
 if TYPE_CHECKING:
     from litgpt.generate.engine import Request
@@ -41,7 +42,10 @@ class Drafter(Protocol):
         """For each request at most so many tokens to follow its text; what it says of one hangs on that one alone."""
 
 
-def judge(samplers: Sequence[Sampler], proposals: Sequence[Proposal], logits: Tensor) -> list[list[TokenScore]]:
+Drawn = list[TokenScore] | UserError  # at least one token, or why there is none
+
+
+def judge(samplers: Sequence[Sampler], proposals: Sequence[Proposal], logits: Tensor) -> list[Drawn]:
     """What each row draws: proposed tokens, as far as they are right, and one more. They are not yet counted as drawn.
 
     Args:
@@ -50,7 +54,7 @@ def judge(samplers: Sequence[Sampler], proposals: Sequence[Proposal], logits: Te
         logits: (N, V), after the newest token of a row and after each that was proposed for it; rows end to end.
     """
     parts = logits.split([len(proposal.tokens) + 1 for proposal in proposals])
-    results: list[list[TokenScore]] = [[] for _ in samplers]
+    results: list[Drawn] = [[] for _ in samplers]
     for way, was_drawn in ((_compare, False), (_weigh, True)):
         rows = [i for i, proposal in enumerate(proposals) if (proposal.chances is not None) == was_drawn]
         if rows:
@@ -61,25 +65,39 @@ def judge(samplers: Sequence[Sampler], proposals: Sequence[Proposal], logits: Te
     return results
 
 
-def _compare(samplers: Sequence[Sampler], proposals: Sequence[Proposal], logits: Tensor) -> list[list[TokenScore]]:
+def _before_failure(found: Sequence[TokenScore | UserError]) -> Drawn:
+    """The tokens up to the first place where nothing can be drawn: fed the last of them, the row fails then."""
+    drawn: list[TokenScore] = []
+    for score in found:
+        if isinstance(score, UserError):
+            return drawn or score
+        drawn.append(score)
+    return drawn
+
+
+def _compare(samplers: Sequence[Sampler], proposals: Sequence[Proposal], logits: Tensor) -> list[Drawn]:
     """Proposals that were not drawn: each row draws at all places as it does without, and so keeps its text."""
     states = [sampler.random.getstate() for sampler in samplers]
     scores = iter(Choice(_places(samplers, proposals))(logits))
-    results = []
+    results: list[Drawn] = []
     for sampler, proposal, state in zip(samplers, proposals, states, strict=True):
         found = [next(scores) for _ in range(len(proposal.tokens) + 1)]
         right = 0
-        while right < len(proposal.tokens) and found[right].token == proposal.tokens[right]:
+        while right < len(proposal.tokens) and _token(found[right]) == proposal.tokens[right]:
             right += 1
         sampler.random.setstate(state)
         if not sampler.sampling.is_greedy:
             for _ in range(right + 1):  # what was drawn behind counts for nothing
                 sampler.random.random()
-        results.append(found[: right + 1])
+        results.append(_before_failure(found[: right + 1]))
     return results
 
 
-def _weigh(samplers: Sequence[Sampler], proposals: Sequence[Proposal], logits: Tensor) -> list[list[TokenScore]]:
+def _token(found: TokenScore | UserError) -> int | None:
+    return None if isinstance(found, UserError) else found.token
+
+
+def _weigh(samplers: Sequence[Sampler], proposals: Sequence[Proposal], logits: Tensor) -> list[Drawn]:
     """Proposals drawn from q where the row draws from p (Leviathan et al. 2023, section 2.3; Chen et al. 2023).
 
     A token x is kept with probability min(1, p(x) / q(x)), else another is drawn from max(p - q, 0): in sum that is p.
@@ -94,24 +112,27 @@ def _weigh(samplers: Sequence[Sampler], proposals: Sequence[Proposal], logits: T
     luck = [(s.random.random(), s.random.random()) for s in choice.rows]
 
     places = torch.tensor(proposed, device=p.device).unsqueeze(1)
-    chances = torch.cat((p.gather(1, places), q.gather(1, places)), dim=1).tolist()
-    require_finite(all(math.isfinite(own) for own, _ in chances))
-    require_finite(all(math.isfinite(guessed) for _, guessed in chances), "draft model")
+    chances = torch.cat((p.gather(1, places), q.gather(1, places), p.sum(1, keepdim=True)), dim=1).tolist()
+    if not all(math.isfinite(guessed) for _, guessed, _ in chances):
+        raise not_finite("draft model")
     rest = (p - q).clamp(min=0)
     rest = torch.where(rest.sum(dim=-1, keepdim=True) > 0, rest, p)  # alike but for rounding: none is refused
     others = inverse_cdf(rest, as_chance([second for _, second in luck], rest)).squeeze(1).tolist()
     kept = [
         not last and first * guessed < own
-        for last, (first, _), (own, guessed) in zip(is_last, luck, chances, strict=True)
+        for last, (first, _), (own, guessed, _) in zip(is_last, luck, chances, strict=True)
     ]
     tokens = [token if keep else other for keep, token, other in zip(kept, proposed, others, strict=True)]
 
-    results: list[list[TokenScore]] = []
-    scores = choice.scores(logits, tokens)
+    results: list[Drawn] = []
+    scores = [
+        score if math.isfinite(total) else not_finite()
+        for score, (_, _, total) in zip(choice.scores(logits, tokens), chances, strict=True)
+    ]
     for proposal in proposals:
         length = len(proposal.tokens) + 1
         found, scores = scores[:length], scores[length:]
-        results.append(found[: kept[:length].index(False) + 1])
+        results.append(_before_failure(found[: kept[:length].index(False) + 1]))
         kept = kept[length:]
     return results
 

@@ -140,6 +140,9 @@ class MirroredCache(KVCache):
     def swap_rows(self, one: int, other: int, length: int) -> None:
         self._told("swap_rows", one, other, length)
 
+    def clear_row(self, row: int) -> None:
+        self._told("clear_row", row)
+
     def _placed(self, view: KVCache, how: str, arguments: tuple[Any, ...]) -> KVCache:
         self.mirror.places[view] = (self.number, how, arguments)
         return view
