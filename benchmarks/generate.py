@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 LONG, SHORT, ROWS = 512, 32, 8
+PREPACKED = "prepacked"
 DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
 
 
@@ -42,6 +43,7 @@ def main() -> None:
     parser.add_argument(
         "--quantize", action="append", default=[], help="also LitGPT in this mode, such as torchao.int8"
     )
+    parser.add_argument("--prepack", action="store_true", help="also LitGPT with `prepack`, for bf16")
     parser.add_argument("--litgpt-05", type=Path, help="Python of an environment with LitGPT 0.5")
     parser.add_argument("--llama-cpp", type=Path, help="Python of an environment with llama-cpp-python")
     parser.add_argument(
@@ -67,7 +69,8 @@ def main() -> None:
 def compare(options: argparse.Namespace) -> None:
     """Rounds of all systems that have an environment, and the table."""
     pythons: dict[str, Any] = {"litgpt": sys.executable}
-    pythons |= {f"litgpt {mode}": sys.executable for mode in options.quantize}
+    modes = [PREPACKED] * options.prepack + options.quantize
+    pythons |= {f"litgpt {mode}": sys.executable for mode in modes}
     pythons |= {"litgpt 0.5": options.litgpt_05, "transformers": sys.executable}
     pythons |= {"llama.cpp": options.llama_cpp and options.gguf and options.llama_cpp}
     found: dict[str, list[dict[str, float]]] = {name: [] for name, python in pythons.items() if python}
@@ -172,11 +175,15 @@ def litgpt(options: argparse.Namespace) -> Callable[[], Decode]:
     from litgpt.adapters import load_model
     from litgpt.generate.engine import Engine
     from litgpt.generate.sampling import Sampling
+    from litgpt.prepack import prepack
 
     mode = options.system.removeprefix("litgpt").strip() or None
 
     def load() -> Decode:
-        model = load_model(options.work / "model", dtype=getattr(torch, DTYPES[options.precision]), quantize=mode)
+        quantize = None if mode == PREPACKED else mode
+        model = load_model(options.work / "model", dtype=getattr(torch, DTYPES[options.precision]), quantize=quantize)
+        if mode == PREPACKED:
+            prepack(model)
         engine = Engine(model, max_rows=ROWS)
 
         def decode(prompts: list[list[int]], new: int) -> Step:

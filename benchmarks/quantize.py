@@ -11,7 +11,7 @@ All modes are loaded into one process and take turns, so that ratios hold where 
     prefill   tokens per second of a prompt of 128
     moved     how far the logits lie from those of the unquantized model, relative to their size
 
-"bf16 laid out" is no quantization: `quantize.lay_out`, the same weights in the layout of oneDNN's products.
+"bf16 prepacked" is no quantization: `litgpt.prepack`, the same weights in the layout of oneDNN's products.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from pathlib import Path
 
 import torch
 
-from litgpt import checkpoint, quantize, weights
+from litgpt import checkpoint, prepack, quantize, weights
 from litgpt.config import Config
 from litgpt.model import GPT, KVCache
 
-PLAIN, LAID_OUT = "bf16", "bf16 laid out"
+PLAIN, PREPACKED = "bf16", "bf16 prepacked"
 PROMPT, NEW = 128, 12
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="Qwen2.5-0.5B", help="a registered name")
-    parser.add_argument("--modes", nargs="*", default=[LAID_OUT, *quantize.MODES])
+    parser.add_argument("--modes", nargs="*", default=[PREPACKED, *quantize.MODES])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--per-cpu", action="store_true", help="seconds of processor time")
@@ -69,10 +69,10 @@ def make_model(name: str, directory: Path) -> Path:
 
 
 def load(directory: Path, mode: str) -> GPT:
-    if mode in (PLAIN, LAID_OUT):
-        model = checkpoint.load_model(directory, writable=True).eval()
-        if mode == LAID_OUT:
-            quantize.lay_out(model)
+    if mode in (PLAIN, PREPACKED):
+        model = checkpoint.load_model(directory).eval()
+        if mode == PREPACKED:
+            prepack.prepack(model)
         return model
     return checkpoint.load_model(directory, quantize=mode).eval()
 
@@ -105,8 +105,9 @@ def show(models: dict[str, GPT], loads: dict[str, float], runs: dict[str, list[t
     for mode, model in models.items():
         tensors: list[torch.Tensor] = [*model.parameters()]
         for module in model.modules():
+            tensors += _packed(module)
             if isinstance(module, quantize.QuantizedLinear):
-                tensors += [*module.buffers(recurse=False), *_packed(module)]
+                tensors += module.buffers(recurse=False)
         size = sum(t.numel() * t.element_size() for t in tensors)
         speeds = [statistics.median(column) for column in zip(*runs[mode], strict=True)]
         told = [f"{speed:7.1f} {speed / base:4.2f}x" for speed, base in zip(speeds, first, strict=True)]

@@ -96,6 +96,7 @@ class Place:
     quantize: str | None = None
     max_len: int | None = None  # of prompt and answer together; None: the model's context
     compile: bool = False
+    prepack: bool = False  # linears laid out for the CPU's products
     strategy: str | None = None  # how several devices share the model; None: it is on one
     devices: int = 1
 
@@ -173,6 +174,7 @@ class LLM(torch.nn.Module):
         device: str | torch.device | None = None,
         prompt_style: str | PromptStyle | None = None,
         compile: bool = False,
+        prepack: bool = False,
     ) -> LLM:
         """A model to use or to train.
 
@@ -190,6 +192,8 @@ class LLM(torch.nn.Module):
             device: such as "cpu" or "cuda:1", instead of the best one.
             prompt_style: a style, its name or a Jinja file, instead of the checkpoint's own.
             compile: compile decoding, when the first text is generated, and again after the weights have changed.
+            prepack: in bf16 on a CPU, lay the weights out for its products: 1.3 to 1.5 times as fast, for as much
+                memory again as the weights take, and half a second for a GB. Training lets go of it.
 
         Raises:
             UserError: what is missing, unknown, broken or too large.
@@ -213,9 +217,10 @@ class LLM(torch.nn.Module):
                 raise InputError(f"prompt_style {shown(prompt_style)} needs a tokenizer; give tokenizer_dir")
             prompt_style = prompts.choose(tokenizer.dir, tokenizer, None, prompt_style)
         llm = cls(config, tokenizer=tokenizer, prompt_style=prompt_style, checkpoint_dir=directory)
-        llm.place = Place(_device(device or "auto"), _dtype(precision), quantize, compile=compile)
+        place = Place(_device(device or "auto"), _dtype(precision), quantize, compile=compile, prepack=prepack)
+        llm.place = place
         if distribute is not None:
-            llm._place(llm.place)
+            llm._place(place)
         return llm
 
     def distribute(
@@ -248,7 +253,12 @@ class LLM(torch.nn.Module):
                 f"{self.config.block_size}, or be max_model_supported"
             )
         place = Place(
-            _device(accelerator), _dtype(precision) or self.place.dtype, quantize, longest, self.place.compile
+            _device(accelerator),
+            _dtype(precision) or self.place.dtype,
+            quantize,
+            longest,
+            self.place.compile,
+            self.place.prepack,
         )
         if generate_strategy is not None:
             n = _number_of(place.device, devices)
@@ -321,6 +331,15 @@ class LLM(torch.nn.Module):
         self.place = place
         self._decoding.forget()
         self.eval()
+        if place.prepack:
+            self._prepack(self._placed, place)
+
+    def _prepack(self, model: GPT, place: Place) -> None:
+        from litgpt.prepack import obstacle, prepack_as_asked
+
+        is_spread, dtype = place.strategy is not None, model.wte.weight.dtype
+        against = obstacle(dtype, place.device, quantize=place.quantize, compile=place.compile, is_spread=is_spread)
+        prepack_as_asked(model, True, against, _free_memory(place.device))
 
     def _move(self, model: GPT, place: Place) -> None:
         if place.quantize is None and place.dtype is not None:

@@ -467,68 +467,6 @@ def _int8(weight: Tensor, bias: nn.Parameter | None) -> QuantizedLinear:
     return Linear8bit(weight, bias, levels=127.5)
 
 
-# ------------------------------------------------------------------------------------------------ all bits, laid out
-
-
-class LaidOutLinear(PackedLinear):
-    """The weight as it is, laid out for oneDNN's products: in bf16 a model writes 1.4 times as fast on a CPU.
-
-    In fp32 it only reads prompts faster. It costs the time to lay out all weights once, and that they are in memory of
-    their own, not on the mapped files.
-    """
-
-    def encode(self, weight: Tensor) -> Tensor:
-        return weight
-
-    def pack(self, codes: Tensor) -> Tensor | None:
-        # in fewer bits than the processor computes with, it would be slower
-        able = codes.dtype == torch.float32 or (codes.dtype == torch.bfloat16 and _computes_in_bf16())
-        return torch.ops.mkldnn._reorder_linear_weight(codes.contiguous()) if able else None
-
-    def unpack(self, packed: Tensor) -> Tensor:
-        return packed.to_dense()
-
-    def dequantize(self, dtype: torch.dtype) -> Tensor:
-        return self.plain().to(dtype)
-
-    def product(self, x: Tensor) -> Tensor:
-        if self.packed is None or x.dtype != self.packed.dtype:
-            return super().product(x)
-        return torch.ops.mkldnn._linear_pointwise.default(x, self.packed, self._bias(x), "none", [], "")
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        if fn(self.compute).dtype == self.compute.dtype:
-            return super()._apply(fn, recurse)
-        self._unpack()
-        weight = self.plain()
-        super()._apply(fn, recurse)
-        self.codes = fn(weight)
-        self._pack()
-        return self
-
-
-def lay_out(model: GPT) -> None:
-    """Swap the plain linears of a model on the CPU for `LaidOutLinear`s, one by one, for inference.
-
-    Where the weights are in memory of their own (`load_model` with `writable`) each is freed once it is laid out, and
-    the whole takes no more than before. Of a tied head there is a copy.
-    """
-    for name, linear in [*linears(model), ("lm_head", model.lm_head)]:
-        is_plain = type(linear) is nn.Linear and linear.weight.device.type == "cpu"
-        if is_plain and not f"{name}.weight".endswith(FOLDED):
-            model.set_submodule(name, LaidOutLinear(linear.weight.detach(), linear.bias))
-            linear.weight = None  # type: ignore[assignment]  # whoever still holds the linear does not hold its weight
-            _trim()()
-
-
-@lru_cache
-def _computes_in_bf16() -> bool:
-    try:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    except (AttributeError, RuntimeError):
-        return False
-
-
 # -------------------------------------------------------------------------------------------------------------- modes
 
 Make = Callable[[Tensor, nn.Parameter | None], QuantizedLinear]

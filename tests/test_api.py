@@ -515,7 +515,7 @@ def test_weights_that_lie_nowhere_are_saved_before_they_are_finetuned(roomy, tmp
     ("options", "message"),
     [
         ({"method": "lorra"}, "did you mean 'lora'"),
-        ({"lora_q": 3}, "llm.finetune: lora_q: .* did you mean 'lora_r'"),
+        ({"lora_q": 3}, "llm.finetune: lora_q: .* did you mean 'lora_query'"),
         ({"lora_r": "many"}, "lora_r: 'many' is not a whole number"),
         ({"train": {"max_step": 3}}, "did you mean 'train.max_steps'"),
         ({"data": 5}, "data is of type int"),

@@ -24,7 +24,6 @@ from litgpt.generate.sampling import Sampling
 from litgpt.model import KVCache
 from litgpt.quantize import (
     MODES,
-    LaidOutLinear,
     Linear4bit,
     Linear4bitGroups,
     Linear8bit,
@@ -300,36 +299,6 @@ def test_the_logits_are_those_of_transformers_with_bitsandbytes(mode: str, tmp_p
     # double quantization takes the mean of a whole weight's factors, and theirs has q, k and v apart
     close = 0.1 if mode.endswith("-dq") else 1e-2
     assert (ours - expected).norm() < close * (ours - unquantized).norm()
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", ["llama", "gemma", "deepseek_v3", "gpt_neox"])
-def test_a_model_that_is_laid_out_is_the_same_model(name: str, dtype: torch.dtype) -> None:
-    plain, model = (random_gpt(CONFIGS[name], dtype=dtype) for _ in range(2))
-    quantize.lay_out(model)
-    assert isinstance(model.lm_head, LaidOutLinear)
-    for path, linear in linears(plain):
-        assert torch.equal(model.get_submodule(path).weight, linear.weight), path
-    with torch.inference_mode():
-        whole, expected = model(prompt(2, 10)), plain(prompt(2, 10))
-        cache = KVCache(model.config, 2, 16, dtype=dtype)
-        parts = [model(prompt(2, 10)[:, a:b], torch.arange(a, b), cache=cache) for a, b in ((0, 6), (6, 7), (7, 10))]
-    tolerance = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 0.1, "atol": 0.1}
-    torch.testing.assert_close(whole, expected, **tolerance)
-    torch.testing.assert_close(torch.cat(parts, 1), expected, **tolerance)
-
-
-@pytest.mark.parametrize("dtype", [*DTYPES, torch.float16])
-@pytest.mark.parametrize("shape", SHAPES)
-def test_a_linear_that_is_laid_out_is_the_same_linear(shape: tuple[int, int], dtype: torch.dtype) -> None:
-    weight, bias = drawn(shape, dtype), nn.Parameter(drawn((shape[0],), dtype, seed=1))
-    linear, x = LaidOutLinear(weight, bias), drawn((3, shape[1]), dtype, seed=2)
-    assert torch.equal(linear.weight, weight)
-    for same in (linear, copy.deepcopy(linear), pickle.loads(pickle.dumps(linear))):
-        error = (same(x).double() - F.linear(x.double(), weight.double(), bias.double())).norm()
-        assert error < 1e-2 * x.norm() * weight.norm() / shape[1] ** 0.5
-    assert torch.equal(linear.to(torch.bfloat16).weight, weight.to(torch.bfloat16))
-    assert linear(x.bfloat16()).dtype == torch.bfloat16
 
 
 # --------------------------------------------------------------------------------------------------- memory and disk

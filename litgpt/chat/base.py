@@ -41,6 +41,7 @@ def main(
     quantize: Quantization | None = None,
     precision: str | None = None,
     compile: bool = False,
+    prepack: bool | None = None,
     multiline: bool = False,
     access_token: str | None = None,
 ) -> None:
@@ -65,6 +66,8 @@ def main(
         quantize: Weights in 4 or 8 bits, to save memory.
         precision: 32-true, bf16-true or 16-true; by default what the files hold.
         compile: Compile the model first: slow to start, faster from then on.
+        prepack: In bf16 on a CPU, lay the weights out for its products: faster answers for as much memory again as the
+            weights take. By default where memory is plenty.
         multiline: A message may have many lines; a line that says !submit sends it.
         access_token: For models of the hub that ask for one.
     """
@@ -78,6 +81,7 @@ def main(
         precision=precision,
         quantize=quantize,
         compile=compile,
+        prepack=prepack,
         prompt_style=prompt_style,
         max_new_tokens=max_new_tokens,
         access_token=access_token,

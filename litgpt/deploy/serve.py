@@ -57,6 +57,7 @@ def main(
     adapters: list[str] | None = None,
     prompt_style: str | None = None,
     compile: bool = False,
+    prepack: bool | None = None,
     batch_size: int = 16,
     max_queue: int = 128,
     max_n: int = 16,
@@ -96,6 +97,8 @@ def main(
         adapters: LoRA adapters on the model that clients ask for by name, as name=directory.
         prompt_style: A prompt style by name, instead of the checkpoint's own.
         compile: Compile the model first: slow to start, faster from then on.
+        prepack: In bf16 on a CPU, lay the weights out for its products: faster answers for as much memory again as the
+            weights take. By default where memory is plenty.
         batch_size: How many answers each replica writes at once.
         max_queue: How many requests may wait beside them; more are told to come again (429).
         max_n: How many answers a request may ask for.
@@ -130,6 +133,7 @@ def main(
         precision=precision,
         quantize=quantize,
         compile=compile,
+        prepack=prepack,
         prompt_style=prompt_style,
         max_rows=batch_size,
         adapters=named,

@@ -27,6 +27,7 @@ class Job:
     precision: str | None = None
     quantize: str | None = None
     compile: bool = False
+    prepack: bool | None = None
     prompt_style: str | None = None
     max_rows: int = 1
     adapters: Mapping[str, Path] = field(default_factory=dict)

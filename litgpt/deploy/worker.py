@@ -79,6 +79,7 @@ def opened(job: wire.Job) -> Iterator[tuple[Session, dict[str | None, Engine]]]:
             precision=job.precision,
             quantize=job.quantize,
             compile=job.compile,
+            prepack=job.prepack,
             prompt_style=job.prompt_style,
             max_rows=job.max_rows,
             placement=placement,

@@ -29,6 +29,7 @@ from litgpt.model import GPT
 from litgpt.placement.base import Placement
 from litgpt.placement.sequential import Sequential
 from litgpt.placement.tensor_parallel import TensorParallel
+from litgpt.prepack import obstacle, prepack_as_asked
 from litgpt.prompts import PromptStyle
 from litgpt.prompts.pieces import Style
 from litgpt.quantize import note, require_mode
@@ -43,6 +44,7 @@ PRECISIONS = {
     "bf16-mixed": torch.bfloat16,
 }
 
+WORTH_PREPACKING = 16  # tokens; a shorter answer is there before it pays
 REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 Messages = list[dict[str, Any]]
@@ -228,6 +230,7 @@ def load_session(
     precision: str | None = None,
     quantize: str | None = None,
     compile: bool = False,
+    prepack: bool | None = None,
     prompt_style: str | None = None,
     max_new_tokens: int = 0,
     max_rows: int = 1,
@@ -241,6 +244,7 @@ def load_session(
         precision: of weights and arithmetic; None: as the files are.
         quantize: a mode of `quantize.MODES`, for the weights.
         compile: whether the model is compiled for decoding.
+        prepack: whether weights are laid out for the CPU's products (`litgpt.prepack`); None: where it pays.
         prompt_style: a style by name instead of the checkpoint's own.
         max_new_tokens: of a coming answer, to refuse what cannot fit before anything is loaded.
         max_rows: answers that are written at once.
@@ -273,6 +277,10 @@ def load_session(
         print(line, file=sys.stderr)
     model = source.model(accelerator, dtype, quantize, placement).eval()
     compile = compile and placement is None
+    against = obstacle(dtype, accelerator, quantize=quantize, compile=compile, is_spread=placement is not None)
+    if prepack is None and 0 < max_new_tokens < WORTH_PREPACKING:
+        prepack = False
+    prepack_as_asked(model, prepack, against, machine(1).free_memory())
     engine = Engine(model, max_rows, n_tokens=tokenizer.vocab_size, compile=compile)
     return Session(config, engine, tokenizer, style)
 
