@@ -8,7 +8,8 @@ same for all. Per system, in a process of its own, turn by turn; medians over th
 
     choice   questions per second, while the model works
     answers  new tokens per second, while the model works
-    around   seconds for everything else but the imports: loading, LitGPT 0.5's conversion, tokens, reports
+    around   seconds for everything else but importing torch and lm-eval: own imports, loading, LitGPT 0.5's
+             conversion, tokens, reports
 
 The list of lm-eval's own tasks, which takes all of them as long, is left out. `--per-cpu` divides by seconds of
 processor time: what a busy machine can still tell, best with `--threads 1`.
@@ -71,6 +72,7 @@ def compare(options: argparse.Namespace) -> None:
             ]
             environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads), "HF_HUB_OFFLINE": "1"}
             environment |= {"TOKENIZERS_PARALLELISM": "false", "HF_DATASETS_CACHE": str(options.work / "cache")}
+            environment.pop("PYTHONDONTWRITEBYTECODE", None)  # what runs from its sources would be compiled each time
             done = subprocess.run(
                 command + (["--per-cpu"] if options.per_cpu else []),
                 capture_output=True,
@@ -95,14 +97,20 @@ def compare(options: argparse.Namespace) -> None:
 
 def measure(options: argparse.Namespace) -> dict[str, float]:
     """One round: all tasks, the model's work told apart from what is around it."""
+    import lm_eval.evaluator
+    import lm_eval.tasks  # noqa: F401
+    import torch  # noqa: F401
+
     now = time.process_time if options.per_cpu else time.perf_counter
-    run, models = SYSTEMS[options.system](options)
+    run = SYSTEMS[options.system](options)
     spent = {"loglikelihood": 0.0, "generate_until": 0.0}
-    for method in spent:
-        for model in models:
+
+    def clock(model: type) -> None:
+        for method in spent:
             setattr(model, method, clocked(getattr(model, method), method, spent, now))
+
     start = now()
-    run()
+    run(clock)
     around = now() - start - sum(spent.values())
     return {
         "choice": options.questions / spent["loglikelihood"],
@@ -126,14 +134,15 @@ def clocked(
 
 # The systems ----------------------------------------------------------------------------------------------------------
 
-System = tuple[Callable[[], Any], list[type]]
+System = Callable[[Callable[[type], None]], Any]  # to run, told what clocks a class of models
 
 
 def litgpt(options: argparse.Namespace) -> System:
-    from litgpt.eval import evaluate
-    from litgpt.eval.lm import EngineLM
+    def run(clock: Callable[[type], None]) -> None:
+        from litgpt.eval import evaluate
+        from litgpt.eval.lm import EngineLM
 
-    def run() -> None:
+        clock(EngineLM)
         evaluate.main(
             options.work / "model",
             tasks="choice,answers",
@@ -144,16 +153,17 @@ def litgpt(options: argparse.Namespace) -> System:
             out_dir=Path(tempfile.mkdtemp(dir=options.work)),
         )
 
-    return run, [EngineLM]
+    return run
 
 
 def lm_eval_hf(options: argparse.Namespace) -> System:
-    from lm_eval.evaluator import simple_evaluate
-    from lm_eval.models.huggingface import HFLM
-
     only_local(options)
 
-    def run() -> None:
+    def run(clock: Callable[[type], None]) -> None:
+        from lm_eval.evaluator import simple_evaluate
+        from lm_eval.models.huggingface import HFLM
+
+        clock(HFLM)
         simple_evaluate(
             "hf",
             {"pretrained": str(options.work / "model"), "dtype": DTYPES[options.precision]},
@@ -163,16 +173,13 @@ def lm_eval_hf(options: argparse.Namespace) -> System:
             log_samples=False,
         )
 
-    return run, [HFLM]
+    return run
 
 
 def litgpt_05(options: argparse.Namespace) -> System:
     import shutil
 
     from litgpt.scripts.convert_hf_checkpoint import convert_hf_checkpoint  # type: ignore[import-not-found]
-    from lm_eval.models.huggingface import HFLM
-
-    from litgpt.eval.evaluate import convert_and_evaluate  # type: ignore[attr-defined]
 
     only_local(options)
     # its own directory, converted once before the clock starts
@@ -181,7 +188,12 @@ def litgpt_05(options: argparse.Namespace) -> System:
     (directory / "model_config.yaml").unlink(missing_ok=True)
     convert_hf_checkpoint(directory, model_name=options.model)
 
-    def run() -> None:
+    def run(clock: Callable[[type], None]) -> None:
+        from lm_eval.models.huggingface import HFLM
+
+        from litgpt.eval.evaluate import convert_and_evaluate  # type: ignore[attr-defined]
+
+        clock(HFLM)
         convert_and_evaluate(
             directory,
             tasks="choice,answers",
@@ -191,7 +203,7 @@ def litgpt_05(options: argparse.Namespace) -> System:
             out_dir=directory / "evaluate",
         )
 
-    return run, [HFLM]
+    return run
 
 
 SYSTEMS: dict[str, Callable[[argparse.Namespace], System]] = {
