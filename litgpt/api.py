@@ -13,7 +13,7 @@ import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, is_dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -22,7 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from litgpt.errors import InputError, MissingError, near_miss, require_type, shown
+from litgpt.errors import InputError, MissingError, require_choice, require_type, shown
+from litgpt.place import Place, device_named, dtype_named, number_of, require_strategy
 
 if TYPE_CHECKING:
     from litgpt.config import Config
@@ -32,15 +33,12 @@ if TYPE_CHECKING:
     from litgpt.generate.sampling import Sampling
     from litgpt.generate.session import Source
     from litgpt.model import GPT
-    from litgpt.placement.sequential import Sequential
-    from litgpt.placement.tensor_parallel import TensorParallel
     from litgpt.prompts import PromptStyle
     from litgpt.tokenizer import Tokenizer
 
 Prompt: TypeAlias = str | Tensor  # text, or ids (T,)
 Scored: TypeAlias = str | tuple[str, str]  # text, or (prompt, what follows)
 
-STRATEGIES = ("sequential", "tensor_parallel")
 METHODS = ("lora", "full", "adapter", "adapter_v2")
 HEAD = "lm_head.weight"
 # what a directory's model is described by: written anew by `save`
@@ -85,25 +83,6 @@ class Score:
     @property
     def perplexity(self) -> float:
         return math.exp(-self.total / max(len(self.ids), 1))
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where and how the weights of an `LLM` are held."""
-
-    device: torch.device
-    dtype: torch.dtype | None = None  # None: that of the files
-    quantize: str | None = None
-    max_len: int | None = None  # of prompt and answer together; None: the model's context
-    compile: bool = False
-    prepack: bool = False  # linears laid out for the CPU's products
-    strategy: str | None = None  # how several devices share the model; None: it is on one
-    devices: int = 1
-
-    @property
-    def is_cut(self) -> bool:
-        """Whether this process has a part of each tensor only."""
-        return self.strategy == "tensor_parallel"
 
 
 class LLM(torch.nn.Module):
@@ -202,8 +181,8 @@ class LLM(torch.nn.Module):
         from litgpt.generate.session import Source
         from litgpt.tokenizer import Tokenizer
 
-        _require_choice("init", init, ("pretrained", "random"))
-        _require_choice("distribute", distribute, ("auto", None))
+        require_choice("init", init, ("pretrained", "random"))
+        require_choice("distribute", distribute, ("auto", None))
         directory: Path | None = None
         if init == "random":
             config, tokenizer = _described(model)
@@ -217,7 +196,9 @@ class LLM(torch.nn.Module):
                 raise InputError(f"prompt_style {shown(prompt_style)} needs a tokenizer; give tokenizer_dir")
             prompt_style = prompts.choose(tokenizer.dir, tokenizer, None, prompt_style)
         llm = cls(config, tokenizer=tokenizer, prompt_style=prompt_style, checkpoint_dir=directory)
-        place = Place(_device(device or "auto"), _dtype(precision), quantize, compile=compile, prepack=prepack)
+        place = Place(
+            device_named(device or "auto"), dtype_named(precision), quantize, compile=compile, prepack=prepack
+        )
         llm.place = place
         if distribute is not None:
             llm._place(place)
@@ -245,7 +226,7 @@ class LLM(torch.nn.Module):
             fixed_kv_cache_size: prompt and answer together have at most so many tokens; None or
                 "max_model_supported": as many as the model's context.
         """
-        _require_strategy(devices, generate_strategy)
+        require_strategy(devices, generate_strategy)
         longest = None if fixed_kv_cache_size == "max_model_supported" else fixed_kv_cache_size
         if longest is not None and not (isinstance(longest, int) and 1 <= longest <= self.config.block_size):
             raise InputError(
@@ -253,15 +234,15 @@ class LLM(torch.nn.Module):
                 f"{self.config.block_size}, or be max_model_supported"
             )
         place = Place(
-            _device(accelerator),
-            _dtype(precision) or self.place.dtype,
+            device_named(accelerator),
+            dtype_named(precision) or self.place.dtype,
             quantize,
             longest,
             self.place.compile,
             self.place.prepack,
         )
         if generate_strategy is not None:
-            n = _number_of(place.device, devices)
+            n = number_of(place.device, devices)
             # a model on several devices is not compiled
             place = replace(
                 place, strategy=generate_strategy if n > 1 else None, devices=n, compile=place.compile and n == 1
@@ -309,11 +290,11 @@ class LLM(torch.nn.Module):
             and place.quantize == self.place.quantize
             and not (place.strategy or self.place.strategy)
         ):
-            self._move(self.model, place)
+            place.take(self.model)
         elif self.checkpoint_dir is None:
             if wanted := place.quantize or place.strategy:
                 raise InputError(f"{wanted} is for a model in files; save this one, load it again")
-            self.model = self._drawn(place)
+            self.model = place.draw(self.config)
         else:
             if self.model is not None and not self._is_as_in_files():
                 raise InputError(
@@ -322,7 +303,7 @@ class LLM(torch.nn.Module):
                 )
             self._let_go()  # the old one goes before the new one comes
             try:
-                self.model = self._read(self.checkpoint_dir, place)
+                self.model = place.read(self.checkpoint_dir, self._helpers)
             except BaseException:
                 self._helpers.__exit__(*sys.exc_info())
                 raise
@@ -331,83 +312,13 @@ class LLM(torch.nn.Module):
         self.place = place
         self._decoding.forget()
         self.eval()
-        if place.prepack:
-            self._prepack(self._placed, place)
-
-    def _prepack(self, model: GPT, place: Place) -> None:
-        from litgpt.prepack import obstacle, prepack_as_asked
-
-        is_spread, dtype = place.strategy is not None, model.wte.weight.dtype
-        against = obstacle(dtype, place.device, quantize=place.quantize, compile=place.compile, is_spread=is_spread)
-        prepack_as_asked(model, True, against, _free_memory(place.device))
-
-    def _move(self, model: GPT, place: Place) -> None:
-        if place.quantize is None and place.dtype is not None:
-            for parameter in model.parameters():  # not `.to(dtype)`: buffers keep their precision
-                parameter.data = parameter.data.to(place.dtype)
-            model.tie_weights()
-        model.to(place.device)
-
-    def _read(self, directory: Path, place: Place) -> GPT:
-        from litgpt import estimate
-        from litgpt.generate.session import Source
-        from litgpt.launch import memory_errors
-
-        source = Source.find(directory)
-        dtype = place.dtype or source.checkpoint.dtype
-        placement = self._spread(source, place, dtype)
-        length = min(self.config.block_size, 256)
-        if place.quantize is None and placement is not None:
-            placement.require_fit(self.config, dtype, length, str(directory))
-        elif place.quantize is None:
-            need = estimate.inference_memory(self.config, dtype.itemsize, 1, length).total
-            estimate.require_fit(need, _free_memory(place.device), str(directory), _SMALLER)
-        with memory_errors(_SMALLER):
-            model = source.model(place.device, dtype, place.quantize, placement)
-        # an adapter comes frozen, here all trains; of quantized weights nothing can
-        return model.requires_grad_() if place.quantize is None and not place.is_cut else model
-
-    def _spread(self, source: Source, place: Place, dtype: torch.dtype) -> Sequential | TensorParallel | None:
-        """How the model comes to several devices; with their processes started, where they need some."""
-        if place.strategy is None:
-            return None
-        from litgpt import launch
-        from litgpt.generate import tp
-        from litgpt.placement.sequential import Sequential
-        from litgpt.placement.tensor_parallel import TensorParallel
-
-        if not place.is_cut:
-            return Sequential.over(place.device.type, place.devices)
-        if torch.distributed.is_initialized():
-            raise InputError(
-                "another model of this process is tensor_parallel; distribute that one to one device first"
-            )
-        precision = {torch.float32: "32-true", torch.float16: "16-true", torch.bfloat16: "bf16-true"}[dtype]
-        on = launch.Machine(place.device.type, place.devices)
-        job = (source.directory.resolve(), precision, place.quantize)
-        ranks = self._helpers.enter_context(launch.helpers(on, tp.follow, job))
-        placement = TensorParallel.here(ranks.device)
-        self._helpers.push(lambda kind, *_: placement.release() if kind is None else None)
-        return placement
+        place.finish(self._placed)
 
     def _let_go(self) -> None:
         """Part with the model, and with the processes that have parts of it."""
         self.model = None
         self._decoding.forget()
         self._helpers.close()
-
-    def _drawn(self, place: Place) -> GPT:
-        from litgpt import estimate, weights
-
-        dtype = place.dtype or torch.float32
-        need = estimate.parameters(self.config).total * dtype.itemsize
-        estimate.require_fit(need, _free_memory(place.device), self.config.name or "the model", _SMALLER)
-        model = weights.outline(self.config)
-        for parameter in model.parameters():
-            parameter.data = parameter.data.to(dtype)
-        model.to_empty(device=place.device)
-        model.init_weights()
-        return model
 
     def _is_as_in_files(self) -> bool:
         """Whether the model is still what `checkpoint_dir` holds: compared, number by number."""
@@ -754,7 +665,7 @@ class LLM(torch.nn.Module):
         Returns:
             (n_embd,) for a text, (N, n_embd) for a list; fp32, on the CPU.
         """
-        _require_choice("pooling", pooling, ("mean", "last"))
+        require_choice("pooling", pooling, ("mean", "last"))
         _require_at_least(1, batch_size=batch_size)
         many = isinstance(texts, (list, tuple))
         rows = [
@@ -800,7 +711,10 @@ class LLM(torch.nn.Module):
         Returns:
             The directory of the result, `out_dir/final`.
         """
-        _require_choice("method", method, METHODS)
+        require_choice("method", method, METHODS)
+        from litgpt import parser
+        from litgpt.data.rows_at_hand import data_module
+
         setup = importlib.import_module(f"litgpt.finetune.{method}").setup
         out_dir = Path(out_dir or f"out/finetune/{method}").resolve()
         source = self._source(out_dir)
@@ -808,11 +722,11 @@ class LLM(torch.nn.Module):
             raise InputError(f"out_dir {out_dir} holds the model that is finetuned ({source}); give another one")
         if self.place.quantize is not None:
             options = {"quantize": self.place.quantize, **options}
-        arguments = _arguments(setup, {"checkpoint_dir": source, "out_dir": out_dir, **options})
+        arguments = parser.from_python(setup, "llm.finetune", {"checkpoint_dir": source, "out_dir": out_dir, **options})
         self._describe_from(source)
         self._let_go()  # the training has a model of its own; this one is in files
         try:
-            setup(**{**arguments, "data": _data_module(data)})
+            setup(**{**arguments, "data": data_module(data)})
             self._describe_from(out_dir / "final")
         finally:
             self._place(self.place)
@@ -874,44 +788,7 @@ class LLM(torch.nn.Module):
         return target
 
 
-# What a finetuning is asked for ---------------------------------------------------------------------------------------
-
-
-def _arguments(setup: Callable[..., None], options: Mapping[str, Any]) -> dict[str, Any]:
-    """The command's arguments, as a recipe would give them: checked, mappings laid over the command's own defaults."""
-    from litgpt import legacy, parser, signature
-    from litgpt.args import plain
-    from litgpt.recipe import Given, Recipe, leaves
-    from litgpt.request import Request
-
-    table = signature.read(setup)
-    objects = {name: value for name, value in options.items() if name in table.groups and is_dataclass(value)}
-    recipe: Recipe = {}
-    for name, value in options.items():
-        if name not in objects:
-            key = (name, "class_path") if name in table.choices and isinstance(value, str) else (name,)
-            recipe.update(leaves(key, Given(plain(value), "llm.finetune", 0)))
-    for warning in legacy.rewrite(recipe, table.names):
-        print(f"warning: {warning}", file=sys.stderr)
-    return parser.arguments(table, Request(recipe, [], wants_help=False, wants_config=False)) | objects
-
-
-def _data_module(data: Any) -> DataModule:
-    from litgpt.data.base import DataModule
-    from litgpt.data.json_files import JSON
-    from litgpt.data.rows_at_hand import RowsAtHand
-
-    if isinstance(data, DataModule):
-        return data
-    if isinstance(data, (str, Path)):
-        return JSON(Path(data))
-    require_type(data, (list, tuple), "data", "a data module, the path of a file, or a list of records")
-    return RowsAtHand(data)
-
-
 # What `load` and `save` are made of -----------------------------------------------------------------------------------
-
-_SMALLER = "choose a smaller model, a lower precision, or quantize"
 
 
 def _path(model: Any) -> str | Path:
@@ -943,58 +820,6 @@ def _tokenizer(source: Source) -> Tokenizer | None:
         return source.tokenizer()
     except MissingError:
         return None
-
-
-def _device(name: str | torch.device) -> torch.device:
-    """A device that is there."""
-    from litgpt.launch import machine
-
-    present = machine(1).accelerator
-    name = {"auto": present, "gpu": "cuda"}.get(str(name), name)
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise InputError(f"device {shown(str(name))} is not known; give cpu, cuda, cuda:1, mps or auto") from None
-    count = torch.cuda.device_count() if device.type == "cuda" else 1
-    if device.type not in ("cpu", present) or (device.index or 0) >= count:
-        raise InputError(f"device {device} is not there; this host has {f'{count} ' * (present == 'cuda')}{present}")
-    return device
-
-
-def _dtype(precision: str | None) -> torch.dtype | None:
-    from litgpt.generate.session import dtype_of
-
-    return None if precision is None else dtype_of(precision)
-
-
-def _free_memory(device: torch.device) -> int:
-    from litgpt.estimate import available_memory
-
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
-
-
-def _require_strategy(devices: int | str, strategy: str | None) -> None:
-    """Several devices and their strategies: refused with a reason, never ignored."""
-    _require_choice("generate_strategy", strategy, (None, *STRATEGIES))
-    if strategy is None and devices not in ("auto", 1):
-        names = " or ".join(STRATEGIES)
-        raise InputError(f"devices is {shown(devices)}; several devices need a generate_strategy, {names}")
-
-
-def _number_of(device: torch.device, devices: int | str) -> int:
-    """How many devices of this kind were asked for."""
-    from litgpt.launch import machine
-
-    if device.type == machine(1).accelerator:
-        return machine(devices).devices
-    return 1 if devices == "auto" else int(devices)
-
-
-def _require_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
-    if value not in choices:
-        words = ", ".join(str(choice) for choice in choices)
-        near = near_miss(str(value), [choice for choice in choices if choice])
-        raise InputError(f"{name} is {shown(value)}; it is one of {words}{near}")
 
 
 def _require_at_least(least: int, **numbers: Any) -> None:

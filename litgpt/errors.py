@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class UserError(Exception):
@@ -74,6 +75,13 @@ def near_miss(word: str, words: Iterable[str]) -> str:
     begun = [known for known in by_lower if len(word) > 3 and known.startswith(word.lower())]
     close = sorted(begun, key=len)[:1] or difflib.get_close_matches(word[:100].lower(), by_lower, n=1, cutoff=0.6)
     return f"; did you mean '{by_lower[close[0]]}'?" if close else ""
+
+
+def require_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
+    if value not in choices:
+        words = ", ".join(str(choice) for choice in choices)
+        near = near_miss(str(value), [choice for choice in choices if choice])
+        raise InputError(f"{name} is {shown(value)}; it is one of {words}{near}")
 
 
 def one_line(error: BaseException | str) -> str:

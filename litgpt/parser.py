@@ -7,14 +7,18 @@ when a recipe is partly replaced: `--data OTHER` over its data, the line of an e
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, Union
 
 import yaml
 
+from litgpt import legacy
 from litgpt.args import plain
 from litgpt.errors import InputError, UserError, near_miss, shown
-from litgpt.recipe import Given, Key, Recipe, below, parse_value
+from litgpt.recipe import Given, Key, Recipe, below, leaves, parse_value
 from litgpt.request import Request, place, require_known
 from litgpt.signature import (
     REQUIRED,
@@ -26,6 +30,7 @@ from litgpt.signature import (
     described,
     is_plain,
     near_key,
+    read,
 )
 
 
@@ -46,6 +51,26 @@ def arguments(signature: Signature, request: Request) -> dict[str, Any]:
         else:
             result[name] = value_of(recipe, (name,), signature.leaves[name,])
     return {name: value for name, value in result.items() if value is not REQUIRED}
+
+
+def from_python(setup: Callable[..., None], caller: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a command that is called by a program: checked as those of a recipe are.
+
+    Args:
+        setup: the command's function.
+        caller: what errors name.
+        options: values or objects; mappings are laid over the command's own defaults.
+    """
+    table = read(setup)
+    objects = {name: value for name, value in options.items() if name in table.groups and is_dataclass(value)}
+    recipe: Recipe = {}
+    for name, value in options.items():
+        if name not in objects:
+            key = (name, "class_path") if name in table.choices and isinstance(value, str) else (name,)
+            recipe.update(leaves(key, Given(plain(value), caller, 0)))
+    for warning in legacy.rewrite(recipe, table.names):
+        print(f"warning: {warning}", file=sys.stderr)
+    return arguments(table, Request(recipe, [], wants_help=False, wants_config=False)) | objects
 
 
 def config_text(signature: Signature, request: Request) -> str:

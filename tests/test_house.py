@@ -26,7 +26,7 @@ ROOMS = """
     generate.speculation generate.engine generate.drafters generate.answers generate.session generate.* generate
     run_state training job pretrain finetune.* finetune
     chat.* chat eval.* eval deploy.* deploy scripts.* scripts
-    recipe signature legacy request parser usage api cli __main__
+    recipe signature legacy request parser usage place api cli __main__
 """
 ORDER = ROOMS.split()
 

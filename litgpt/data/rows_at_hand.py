@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from litgpt.data.json_files import SHARE
+from litgpt.data.base import DataModule
+from litgpt.data.json_files import JSON, SHARE
 from litgpt.data.records import Record, required, split, try_rows
 from litgpt.data.sft import SFT
+from litgpt.errors import require_type
 
 
 class RowsAtHand(SFT):
@@ -20,3 +23,13 @@ class RowsAtHand(SFT):
     def records(self) -> tuple[Sequence[Record], Sequence[Record]]:
         rows = [(f"data[{number}]", row) for number, row in enumerate(self._rows)]
         return split(required(try_rows(rows, "data"), "data"), SHARE, self.seed)
+
+
+def data_module(data: Any) -> DataModule:
+    """What a program may give as data: a module, the path of a file, or records."""
+    if isinstance(data, DataModule):
+        return data
+    if isinstance(data, (str, Path)):
+        return JSON(Path(data))
+    require_type(data, (list, tuple), "data", "a data module, the path of a file, or a list of records")
+    return RowsAtHand(data)
