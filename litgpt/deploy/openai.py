@@ -142,6 +142,7 @@ class Chat:
 
     async def _begin(self) -> tuple[Writing, list[tools.Reader | None]]:
         service, asked, text = self.service, self.asked, self.service.text
+        service.scheduler.require_place()
         most_asked, field = asked.max_tokens, "max_tokens"
         if asked.max_completion_tokens is not None:
             most_asked, field = asked.max_completion_tokens, "max_completion_tokens"
@@ -346,6 +347,7 @@ class Completion:
 
     async def _begin(self) -> list[Writing]:
         service, asked = self.service, self.asked
+        service.scheduler.require_place()
         rows = [await self._ids(prompt) for prompt in listed(asked.prompt)]
         if len(rows) * self.n > service.max_n:
             message = f"{len(rows)} prompts with {self.n} answers each; this server writes {service.max_n} at most"
@@ -457,6 +459,7 @@ def listed(prompt: str | Sequence[Any]) -> list[Any]:
 
 async def embedded(service: Service, asked: EmbeddingRequest) -> Response:
     model, text = service.model(asked.model), service.text
+    service.scheduler.require_place()
     if asked.dimensions not in (None, text.width):
         raise Refusal(422, f"dimensions: this model's vectors have {text.width}, and are not cut", param="dimensions")
     rows: list[list[int]] = []

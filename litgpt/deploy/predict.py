@@ -24,6 +24,7 @@ def router(service: Service, path: str) -> APIRouter:
         """Answer a prompt."""
         system = [{"role": "system", "content": asked.sys_prompt}] if asked.sys_prompt else []
         text = service.text
+        service.scheduler.require_place()
         ids = await refusing(text.chat, [*system, {"role": "user", "content": asked.prompt}], param="prompt")
         most = service.room(ids, asked.max_new_tokens, service.max_new_tokens, "prompt", "max_new_tokens")
         writing = service.write(ids, asked, n=1, most=most, ends=text.chat_ends, adapter=None)

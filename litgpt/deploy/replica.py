@@ -19,6 +19,9 @@ from litgpt.deploy import wire
 from litgpt.errors import InputError, MachineError, UserError
 
 PATIENCE = 2.0  # seconds in which a worker that is let go ends by itself
+# Threads of OpenMP that wait for each other spin, and so keep cores from what they wait for: where the front wants one
+# too, or anything else, a step takes ten times as long. This bounds it; GCC's library, which torch brings, reads it.
+IDLING = {"GOMP_SPINCOUNT": "2000"}
 
 
 class Replica:
@@ -45,7 +48,7 @@ class Replica:
         """
         ours, theirs = socket.socketpair()
         with theirs:
-            environment = dict(os.environ)
+            environment = {**IDLING, **os.environ}
             if self.job.accelerator == "cpu":
                 environment["CUDA_VISIBLE_DEVICES"] = ""
             self.process = subprocess.Popen(

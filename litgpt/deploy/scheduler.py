@@ -91,14 +91,18 @@ class Scheduler:
 
     # -- what the HTTP side does
 
-    def submit(self, command: wire.Command) -> Ticket:
-        """Queue a request. Raises Refusal: the queue is full, or nobody is there to answer."""
+    def require_place(self, rows: int = 1) -> None:
+        """Refusal where a request would not be queued now: told before its prompt is read, which may be long."""
         if self.is_closed:
             raise unavailable("the server is shutting down")
         if not self.is_ready and not any(replica.process for replica in self.replicas):
             raise unavailable("no worker is running")
-        if len(self.waiting) >= self.max_queue and not self._free(command.rows):
+        if len(self.waiting) >= self.max_queue and not self._free(rows):
             raise overloaded()
+
+    def submit(self, command: wire.Command) -> Ticket:
+        """Queue a request. Raises Refusal: the queue is full, or nobody is there to answer."""
+        self.require_place(command.rows)
         ticket = Ticket(replace(command, key=next(self._keys)), self)
         if self.timeout is not None:
             loop = asyncio.get_running_loop()
@@ -226,3 +230,5 @@ class Scheduler:
             self._dispatch()
             return
         self.on_defeat()
+        if not any(each.is_ready for each in self.replicas):
+            self.abort()  # nobody will answer

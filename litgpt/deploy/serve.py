@@ -120,7 +120,7 @@ def main(
             f"{near_miss(accelerator, ACCELERATORS)}"
         )
     _require_packages()
-    from litgpt.deploy import wire
+    from litgpt.deploy import connections, wire
 
     replicas = 1 if generate_strategy else _replicas(devices)
     named = _adapters(adapters)
@@ -158,6 +158,7 @@ def main(
         max_body=max_body_bytes,
         origins=tuple(cors or ()),
     )
+    connections.allow_many()
     with bound(host, port) as listener:
         status = asyncio.run(serve(settings, listener))
     if status == "defeated":
@@ -193,7 +194,7 @@ async def serve(settings: Settings, listener: socket.socket) -> Status:
     """Load the model and answer, until a signal says to end. Running answers have `grace` seconds then."""
     import uvicorn
 
-    from litgpt.deploy import app
+    from litgpt.deploy import app, connections
     from litgpt.deploy.metrics import Metrics
     from litgpt.deploy.scheduler import Scheduler
     from litgpt.deploy.service import Service
@@ -253,6 +254,7 @@ async def serve(settings: Settings, listener: socket.socket) -> Status:
             lifespan="off",
             server_header=False,
             loop="asyncio",
+            http=connections.protocol(),
             timeout_graceful_shutdown=math.ceil(settings.grace) + 1,
         )
         server = _server(config)
