@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import subprocess
@@ -13,9 +14,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from litgpt import cli
+from litgpt.deploy import connections
 from tests.makers.checkpoints import make_hf_checkpoint
 from tests.makers.configs import shrunk
 from tests.makers.servers import CHATML, Server, alive, make_served, serving
@@ -216,3 +221,107 @@ def test_a_broken_checkpoint_is_one_line(tmp_path):
     assert "Serving" not in found.stdout
     assert found.stderr.strip().splitlines()[-1].startswith("error: ")
     assert "Traceback" not in found.stderr
+
+
+# ------------------------------------------------------------------------------------------------ what breaks meanwhile
+
+BROKEN = 99  # a token of which the model knows nothing but NaN
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with a broken token, and a chat template that would write a file."""
+    home = tmp_path_factory.mktemp("hostile")
+    template = "{{ cycler.__init__.__globals__.os.system('touch " + str(home / "canary") + "') }}"
+    special = ("<|im_start|>", "<|im_end|>")
+    tokenizer = train_tiny_tokenizer(home / "tokenizer", special_tokens=special, chat_template=template)
+    config = shrunk("pythia-14m", block_size=4096, vocab_size=300, padded_vocab_size=320)
+    directory = make_hf_checkpoint(home / "T", config, tokenizer_dir=tokenizer)
+    weights = load_file(directory / "model.safetensors")
+    weights["gpt_neox.embed_in.weight"][BROKEN] = torch.nan
+    save_file(weights, directory / "model.safetensors", {"format": "pt"})
+    return directory
+
+
+@pytest.fixture(scope="module")
+def attacked(hostile: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with serving(hostile, "--batch_size", "4", said=tmp_path_factory.mktemp("said") / "said.txt") as running:
+        yield running
+
+
+def continued(server: Server, **more: object) -> httpx.Response:
+    """A greedy answer in which no token ends or breaks it."""
+    bias = {str(token): -100 for token in (0, BROKEN)}
+    body = {"prompt": [5, 6, 7], "max_tokens": 40, "temperature": 0, "logit_bias": bias, **more}
+    return httpx.post(f"{server.url}/v1/completions", json=body, timeout=60)
+
+
+def test_an_answer_that_breaks_is_told_and_ends_alone(attacked):
+    known = continued(attacked).json()["choices"]
+    doomed = {"logit_bias": {"0": -100, str(BROKEN): 100}}
+    asked: list[dict[str, object]] = [{}, doomed, {}, {**doomed, "stream": True}, {}, {"prompt": [9, BROKEN, 9]}]
+    with ThreadPoolExecutor(6) as pool:
+        first, whole, second, streamed, third, read = pool.map(lambda more: continued(attacked, **more), asked)
+    assert [found.json()["choices"] for found in (first, second, third)] == [known] * 3
+    for found in (whole, read):
+        error = found.json()["error"]
+        assert (found.status_code, error["type"]) == (500, "server_error")
+        assert "not finite" in error["message"]
+    events = [json.loads(line[6:]) for line in streamed.iter_lines() if line]
+    assert streamed.status_code == 200
+    assert "choices" in events[0]
+    assert "not finite" in events[-1]["error"]["message"]
+    assert attacked.metrics()["litgpt_worker_restarts_total"] == 0
+    attacked.until(0, "litgpt_rows_in_use")
+    assert continued(attacked).json()["choices"] == known
+
+
+def test_a_chat_template_can_do_nothing_but_write_text(attacked, hostile):
+    for path, body in (
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}]}),
+        ("/predict", {"prompt": "a"}),
+    ):
+        found = httpx.post(f"{attacked.url}{path}", json=body, timeout=60)
+        assert found.status_code == 400
+        assert "template" in found.json()["error"]["message"]
+    assert not (hostile.parent / "canary").exists()
+
+
+def test_a_thousand_silent_connections_do_not_shut_others_out(attacked):
+    connections.allow_many()
+    process = psutil.Process(attacked.process.pid)
+    before = process.num_fds()
+    health = b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"
+    silent = [socket.create_connection(("127.0.0.1", attacked.port), timeout=60) for _ in range(1000)]
+    for i, connection in enumerate(silent):  # nothing, a part of a head, a request, and a part of one more
+        connection.sendall((b"", health[:9], health, health)[i % 4])
+    for connection in silent[3::4]:
+        assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+        connection.sendall(health[:9])
+    assert continued(attacked).status_code == 200
+    for connection in silent:
+        while connection.recv(4096):  # until the server ends it
+            pass
+        connection.close()
+    assert process.num_fds() <= before + 2
+    assert continued(attacked).status_code == 200
+
+
+def test_workers_that_die_again_and_again_end_the_server(attacked):
+    """The last test with this server."""
+    address = {each.laddr.ip for each in psutil.Process(attacked.process.pid).net_connections() if not each.raddr}
+    assert address == {"127.0.0.1"}
+    waiting = ThreadPoolExecutor(1).submit(continued, attacked, max_tokens=4000)
+    attacked.until(1, "litgpt_rows_in_use")
+    for _ in range(3000):
+        for worker in attacked.workers():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                worker.kill()
+        if attacked.process.poll() is not None:
+            break
+        time.sleep(0.02)
+    assert attacked.process.poll() == 3
+    assert waiting.result().status_code == 503
+    said = attacked.said.read_text()
+    assert said.strip().splitlines()[-1].startswith("error: the workers die again and again")
+    assert "Traceback" not in said

@@ -7,7 +7,7 @@ import resource
 from contextlib import suppress
 from typing import Any
 
-HEAD_SECONDS = 10.0  # in which the head of a request must have come, from the connection or the end of the last answer
+HEAD_SECONDS = 5.0  # in which the head of a request must have come, from the connection or the end of the last answer
 
 
 def protocol() -> Any:
@@ -38,6 +38,8 @@ def protocol() -> Any:
             self._patience = None
             if self.cycle is last:
                 self.transport.close()
+            else:
+                self._wait_for_head()  # of the next request
 
     return Protocol
 
