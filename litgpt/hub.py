@@ -372,6 +372,38 @@ class Client:
         )
 
 
+@contextmanager
+def told_at_once() -> Iterator[None]:
+    """Inside, packages that ask the Hub themselves hear at once that it is out of reach, and take what they have kept.
+
+    They would try for half a minute.
+    """
+    from huggingface_hub import get_session
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    met: set[str] = set()
+
+    def require(request: Any) -> None:
+        host, scheme = request.url.host, request.url.scheme
+        if host in met or scheme in getproxies():
+            return
+        port = request.url.port or (443 if scheme == "https" else 80)
+        try:
+            Client(host, None, None).require_resolver()
+            socket.create_connection((host, port), timeout=ANSWER_SECONDS).close()
+        except (OSError, MachineError) as error:
+            raise OfflineModeIsEnabled(f"no network connection to {host} ({error})") from None
+        met.add(host)
+
+    session = get_session()
+    hooks = session.event_hooks
+    session.event_hooks = {**hooks, "request": [*hooks["request"], require]}
+    try:
+        yield
+    finally:
+        session.event_hooks = hooks
+
+
 def registered() -> list[str]:
     """The `org/name` of every model that is known, in the order of the families."""
     rows = (row["hf_config"] for family in families.FAMILIES for row in family.rows)

@@ -17,7 +17,7 @@ import torch
 from litgpt import LLM, cli
 from litgpt.adapters import write
 from litgpt.checkpoint import open_
-from litgpt.errors import InputError, UserError
+from litgpt.errors import InputError, MachineError, UserError
 from litgpt.eval import evaluate, harness
 from litgpt.eval.evaluate import How, find_source
 from litgpt.eval.harness import Asked
@@ -386,7 +386,38 @@ def test_wrong_options_are_refused_before_any_weight_is_read(home, tmp_path, mon
     given = {"tasks": "local_choice", "include_path": home / "tasks", **options}
     with pytest.raises(UserError, match=words):
         evaluate.main(home / "llama", **given)
-    assert not list(tmp_path.rglob("*.json*"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_task_of_the_hub_without_a_network_is_refused_at_once(tmp_path, monkeypatch):
+    import datasets
+    import huggingface_hub
+
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    for settings, name in ((datasets.config, "HF_ENDPOINT"), (huggingface_hub.constants, "ENDPOINT")):
+        monkeypatch.setattr(settings, name, "http://127.0.0.1:9")
+    monkeypatch.setattr("time.sleep", lambda _: pytest.fail("it was tried again and again"))
+    task = {"task": "far", "dataset_path": f"nobody/{tmp_path.name}", "output_type": "loglikelihood"}
+    (tmp_path / "far.yaml").write_text(json.dumps(COMMON | task))
+    partly = harness.manager
+    monkeypatch.setattr(harness, "manager", lambda path, **_: partly(path, defaults=False))
+    with pytest.raises(MachineError, match=f"far: cannot be loaded: .*{tmp_path.name}.*check the network"):
+        harness.load(Asked(("far",), include_path=tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(InputError, match="forbids the network"):
+        harness.load(Asked(("far",), include_path=tmp_path))
+
+
+def test_a_task_that_cannot_be_read_is_told_with_its_file(home, tmp_path, monkeypatch):
+    partly = harness.manager
+    monkeypatch.setattr(harness, "manager", lambda path, **_: partly(path, defaults=False))
+    (tmp_path / "torn.yaml").write_text("task: [torn")
+    with pytest.raises(InputError, match=r"'torn' is not known; .*torn.yaml cannot be read: .*line 1"):
+        harness.load(Asked(("torn",), include_path=tmp_path))
+    task = json.loads((home / "tasks" / "local_choice.yaml").read_text())
+    (tmp_path / "odd.yaml").write_text(json.dumps(task | {"task": "odd", "test_split": "tests"}))
+    with pytest.raises(InputError, match="odd: cannot be loaded: there is no 'tests'"):
+        harness.load(Asked(("odd",), include_path=tmp_path))
 
 
 def test_results_are_never_overwritten_unasked(tmp_path):
@@ -396,7 +427,7 @@ def test_results_are_never_overwritten_unasked(tmp_path):
     assert results_file(tmp_path, None, True) == results_file(tmp_path, first, True) == first
     with pytest.raises(InputError, match="overwrite"):
         results_file(tmp_path, first, False)
-    with pytest.raises(InputError, match="a file is there"):
+    with pytest.raises(InputError, match="is a file"):
         results_file(first / "below", None, False)
 
 

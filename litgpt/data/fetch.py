@@ -205,11 +205,16 @@ def _explained(error: Exception, repo_id: str, token: str | None) -> UserError:
         return MachineError(f"{repo_id} could not be kept: {words}; free some space")
     if status in (401, 403) or "gated" in words:
         return _gated(repo_id)
-    if (status is None or status in hub.BUSY) and any(NETWORK & {c.__name__ for c in type(e).__mro__} for e in chain):
+    if (status is None or status in hub.BUSY) and is_of_network(error):
         return MachineError(f"{repo_id} could not be fetched ({words}); check the network and run it again")
     if type(error).__name__ == "DatasetNotFoundError":
         return _absent(repo_id)
     return InputError(f"{repo_id} cannot be read as a data set: {words}")
+
+
+def is_of_network(error: BaseException) -> bool:
+    """Whether an error comes from a network that is not there."""
+    return any(NETWORK & {c.__name__ for c in type(e).__mro__} for e in _chain(error))
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

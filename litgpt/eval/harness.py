@@ -14,7 +14,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from litgpt.errors import InputError, MissingError, UserError, extra_missing, near_miss, one_line, shown
+import yaml
+
+from litgpt import hub
+from litgpt.errors import InputError, MachineError, MissingError, UserError, extra_missing, near_miss, one_line, shown
 
 if TYPE_CHECKING:
     from litgpt.eval.candidate import Candidate
@@ -100,7 +103,7 @@ def load(asked: Asked) -> Loaded:
     if loaded is None:
         everything = manager(asked.include_path)
         for name in _unknown(everything, asked.tasks):
-            known = near_miss(name, everything.all_tasks)
+            known = near_miss(name, everything.all_tasks) + _unreadable(asked.include_path)
             raise InputError(f"task {shown(name)} is not known{known} (litgpt evaluate list shows all)")
         loaded = _load(everything, asked.tasks)
     for name, task in loaded["tasks"].items():
@@ -119,6 +122,16 @@ def _unknown(tasks: Any, names: Sequence[str]) -> list[str]:
     return [name for name in names if name not in known and not _matching(tasks, name) and not _is_file(name)]
 
 
+def _unreadable(folder: Path | None) -> str:
+    """Which file of a task cannot be read: lm-eval passes it over."""
+    for path in sorted(folder.rglob("*.yaml")) if folder else ():
+        try:
+            yaml.compose(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            return f"; {path} cannot be read: {one_line(error)[:300]}"
+    return ""
+
+
 def _matching(tasks: Any, name: str) -> list[str]:
     return fnmatch.filter(tasks.all_tasks, name) if any(c in name for c in "*?[") else []
 
@@ -131,16 +144,21 @@ def _load(tasks: Any, names: Sequence[str]) -> Loaded:
     known = set(tasks.all_tasks)
     wanted = [found for name in names for found in ([name] if name in known else _matching(tasks, name) or [name])]
     try:
-        with quiet(), redirect_stdout(sys.stderr):
+        with quiet(), hub.told_at_once(), redirect_stdout(sys.stderr):
             loaded: Loaded = tasks.load(list(dict.fromkeys(wanted)))
             return loaded
     except UserError:
         raise
     except Exception as error:  # a task's data set can fail in any way that its code, a file or the network can
-        raise InputError(
-            f"tasks {', '.join(names)}: cannot be loaded: {one_line(error)[:300] or type(error).__name__}; check the "
-            "network (or HF_DATASETS_OFFLINE), and the task's files"
-        ) from error
+        words = f"there is no {one_line(error)}" if isinstance(error, KeyError) else one_line(error)
+        what = f"tasks {', '.join(names)}: cannot be loaded: {words[:300] or type(error).__name__}"
+        from litgpt.data.fetch import is_of_network
+
+        if not is_of_network(error):
+            raise InputError(f"{what}; check the task's files") from error
+        if hub.is_offline():
+            raise InputError(f"{what}; the environment forbids the network ({hub.OFFLINE[0]})") from error
+        raise MachineError(f"{what}; check the network and run it again") from error
 
 
 # -- running
@@ -224,7 +242,7 @@ def versions() -> dict[str, str]:
 @contextmanager
 def quiet() -> Iterator[None]:
     """What lm-eval tells of its own doings is left out; errors are told."""
-    loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets", "transformers")]
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets", "transformers", "huggingface_hub")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)

@@ -24,7 +24,7 @@ def home_of(directory: Path) -> Path:
 def results_file(out_dir: Path, save_filepath: Path | None, overwrite: bool) -> Path:
     """Where the results will be: a place that is free, unless what is there may go.
 
-    Raises InputError before any work is done.
+    Nothing is made yet. Raises InputError before any work is done.
     """
     target = save_filepath or out_dir / "results.json"
     if save_filepath is None and not overwrite:
@@ -35,16 +35,16 @@ def results_file(out_dir: Path, save_filepath: Path | None, overwrite: bool) -> 
     if target.exists() and not overwrite:
         raise InputError(f"{target} exists already; choose another name or give --overwrite true")
     for place in {target.parent, out_dir}:
-        try:
-            place.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError):
-            raise InputError(f"{place} is to be a directory, and a file is there; choose another place") from None
-        require_writable(place)
+        there = next(path for path in (place, *place.parents, Path()) if path.exists())
+        if not there.is_dir():
+            raise InputError(f"{place} cannot be a directory: {there} is a file; choose another place")
+        require_writable(there)
     return target
 
 
 def write(target: Path, results: Mapping[str, Any]) -> list[Path]:
     """The results as JSON, and beside them the samples of each task, where there are; a file is whole or not there."""
+    target.parent.mkdir(parents=True, exist_ok=True)
     written = []
     for task, samples in (results.get("samples") or {}).items():
         path = target.with_name(f"{target.stem}-samples-{task.replace('/', '_')}.jsonl")
@@ -118,6 +118,7 @@ class Journal:
         if self.path is None or not found:
             return
         if self.file < 0:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             self.file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         lines = "".join(_json(entry) + "\n" for entry in found.items())
         os.write(self.file, ("\n" * self.torn + lines).encode())
