@@ -99,6 +99,14 @@ def test_a_seed_repeats_an_answer_and_makes_the_n_answers_differ(client, session
     assert first[0] == said_here(session, "The mill", 10, temperature=2.0, seed=7, top_k=50)
 
 
+def test_zero_is_a_temperature_and_null_is_the_default(client, session):
+    ask = {"model": "tiny", "messages": ASK, "max_tokens": 10, "temperature": 0}
+    nulls = {"n": None, "stop": None, "seed": None, "top_p": None, "logprobs": None, "stream": None, "tools": None}
+    found = [client.chat.completions.create(**ask, **nulls).choices for _ in range(6)]
+    said = [[choice.message.content for choice in choices] for choices in found]
+    assert said == [[said_here(session, "The mill", 10)]] * 6
+
+
 def test_a_stream_is_the_same_answer_in_pieces(client):
     ask = {"model": "tiny", "messages": ASK, "max_tokens": 12, "temperature": 1.5, "seed": 3}
     whole = client.chat.completions.create(**ask)
@@ -399,6 +407,8 @@ def known(server: Server) -> str:
 
 
 def test_wrong_fields_are_refused_by_name_and_nothing_is_left_behind(server, known):
+    (worker,) = server.workers()
+    held = worker.memory_full_info().uss
     client = httpx.Client(base_url=server.url, headers={"Content-Type": "application/json"}, timeout=60)
     for path, body, status, param in WRONG:
         found = client.post(path, content=json.dumps(body))
@@ -407,11 +417,12 @@ def test_wrong_fields_are_refused_by_name_and_nothing_is_left_behind(server, kno
         assert found.status_code == status, where
         assert set(error) == {"message", "type", "param", "code"}, where
         assert param is None or error["param"] == param, where
-        if param == "messages" and status == 400:
+        if status == 400 and param in ("messages", "prompt", "input"):
             assert error["code"] == "context_length_exceeded", where
             assert str(CONTEXT) in error["message"], where
     again = post(server, PREDICT, {"prompt": "The mill", "max_new_tokens": 6, "temperature": 0}).text
     assert again == known
+    assert worker.memory_full_info().uss < held + 2**20
     assert server.metrics()["litgpt_rows_in_use"] == 0
     assert httpx.get(f"{server.url}/health").status_code == 200
 
