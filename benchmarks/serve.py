@@ -8,7 +8,8 @@
 All clients begin at once, each with a prompt of its own of 32 tokens, and want 64 tokens. Greedy, and nothing ends an
 answer early: `logit_bias` here, `min_new_tokens` in transformers, `ignore_eos` in llama.cpp; the random weights do not
 come upon an end in LitGPT 0.5. The servers are started once and take turns; those that have none are stopped (SIGSTOP).
-Streamed for 1, 4, 8 and 16 clients, and in one piece for 8:
+LitGPT 0.5 and `transformers serve` (without continuous batching) answer one request after the other, so slowly that one
+turn must do. Streamed for 1, 4, 8 and 16 clients, and in one piece for 8:
 
     req/s, tok/s   from the first request to the end of the last answer, medians over the rounds
     first s, p95   to the first byte of an answer, median and 95th percentile of all requests
@@ -16,8 +17,7 @@ Streamed for 1, 4, 8 and 16 clients, and in one piece for 8:
     cpu ms         processor time of the server's processes for a token: what a busy machine can still tell
     MB             the memory of its processes after a load, what they share counted once; the most that was seen
 
-With llama-cpp-python's server (`--llama-cpp`) requests are answered one by one. All of it takes some eight minutes on
-two cores; `--rounds 1 --clients 8 --whole` takes one.
+All of it takes some eight minutes on two cores; `--rounds 1 --clients 8 --whole` takes two.
 """
 
 from __future__ import annotations
@@ -56,13 +56,12 @@ def main() -> None:
     parser.add_argument("--litgpt-05", type=Path, help="Python of an environment with LitGPT 0.5")
     parser.add_argument("--transformers", type=Path, help="the command `transformers`, of an environment with 5.x")
     parser.add_argument("--llama-server", type=Path, help="llama.cpp's `llama-server`")
-    parser.add_argument("--llama-cpp", type=Path, help="Python of an environment with llama-cpp-python[server]")
     parser.add_argument("--gguf", type=Path, help="WORK/model, as convert_hf_to_gguf.py of llama.cpp writes it")
     parser.add_argument("--clients", type=int, nargs="*", default=[1, 4, 8, 16], help="whose answers are streamed")
     parser.add_argument("--whole", type=int, nargs="*", default=[8], help="whose answers come in one piece")
     parser.add_argument("--each", type=int, default=1, help="requests of each client, one after the other")
     parser.add_argument("--new", type=int, default=64, help="tokens of an answer")
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--work", type=Path, help="where the model is made, or lies already")
     options = parser.parse_args()
@@ -81,8 +80,10 @@ def compare(options: argparse.Namespace, model: Path) -> None:
     loads = [(True, clients) for clients in options.clients] + [(False, clients) for clients in options.whole]
     with contextlib.ExitStack() as stack:
         servers = [stack.enter_context(started(server, options)) for server in chosen(options, model)]
-        for _ in range(options.rounds):
+        for turn in range(options.rounds):
             for server in servers:
+                if turn and server.is_serial:
+                    continue
                 with server.turn():
                     for load in loads:
                         if load[0] in server.modes:
@@ -91,9 +92,9 @@ def compare(options: argparse.Namespace, model: Path) -> None:
     for load in loads:
         shown = [server for server in servers if load in server.seen]
         print(f"\n{load[1]} clients x {options.new} tokens, {'streamed' if load[0] else 'in one piece'}")
-        print(f"{'':<20}{'req/s':>8}{'tok/s':>8}{'first s':>9}{'p95':>7}{'p95 s':>8}{'cpu ms':>8}{'MB':>7}")
+        print(f"{'':<24}{'req/s':>8}{'tok/s':>8}{'first s':>9}{'p95':>7}{'p95 s':>8}{'cpu ms':>8}{'MB':>7}")
         for server in shown:
-            print(f"{server.name:<20}{row(server.seen[load], options.new)}")
+            print(f"{server.name:<24}{row(server.seen[load], options.new)}")
         for other in shown[1:]:
             print(f"litgpt / {other.name}: {rate(shown[0].seen[load]) / rate(other.seen[load]):.2f}")
 
@@ -119,6 +120,7 @@ class Server:
     port: int
     ask: Ask
     modes: tuple[bool, ...] = (True, False)  # whether it can stream, and whether it can do without
+    is_serial: bool = False  # answers one request after the other
     seen: dict[tuple[bool, int], list[Load]] = field(default_factory=dict)
     process: Any = None
 
@@ -154,6 +156,9 @@ def chosen(options: argparse.Namespace, model: Path) -> list[Server]:
 
         return ask
 
+    def predict(prompt: str, streamed: bool) -> tuple[str, dict[str, Any]]:
+        return "/predict", {"prompt": prompt}
+
     ours = [sys.executable, "-m", "litgpt", "serve", str(model), f"--port={ports[0]}"]
     found = [
         Server("litgpt", [*ours, *(f"--{o}" for o in options.ours)], ports[0], completion(logit_bias={str(end): -100}))
@@ -165,23 +170,18 @@ def chosen(options: argparse.Namespace, model: Path) -> list[Server]:
             command = [options.litgpt_05, "-m", "litgpt", "serve", directory, f"--port={port}", "--timeout=900"]
             command += ["--accelerator=cpu", "--temperature=0", "--top_p=0", f"--max_new_tokens={new}"]
             command += [f"--stream={str(streamed).lower()}", "--precision=bf16-true"]
-            found.append(
-                Server("litgpt 0.5", command, port, lambda prompt, _: ("/predict", {"prompt": prompt}), (streamed,))
-            )
+            found.append(Server("litgpt 0.5", command, port, predict, (streamed,), is_serial=True))
     if options.transformers:
         command = [options.transformers, "serve", str(model), f"--port={ports[3]}", "--device=cpu", "--dtype=bfloat16"]
         asked = completion(generation_config=minimum, stream_options=None)
-        found.append(Server("transformers", command, ports[3], asked))
+        found.append(Server("transformers", command, ports[3], asked, is_serial=True))
+        batched = [*command, f"--port={ports[5]}", "--continuous-batching"]
+        found.append(Server("transformers, batched", batched, ports[5], asked))
     if options.llama_server and options.gguf:
         rows = max([*options.clients, *options.whole])
         command = [options.llama_server, "-m", options.gguf, "--port", ports[4], "-t", options.threads]
         command += ["-np", rows, "-c", rows * 512, "--no-webui"]
         found.append(Server("llama.cpp", command, ports[4], completion(ignore_eos=True)))
-    if options.llama_cpp and options.gguf:
-        command = [options.llama_cpp, "-m", "llama_cpp.server", f"--model={options.gguf}", f"--port={ports[5]}"]
-        command += [f"--n_threads={options.threads}", "--n_ctx=512"]
-        asked = completion(logit_bias={str(end): -100})
-        found.append(Server("llama-cpp-python", command, ports[5], asked))
     return found
 
 
