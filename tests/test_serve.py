@@ -454,7 +454,7 @@ def test_malformed_bodies_are_refused(server, content, headers, status):
 
 def test_other_paths_and_methods_are_refused_in_the_same_words(server):
     assert httpx.get(f"{server.url}/predict").status_code == 405
-    for path in ("/", "/nothing", "/v1/models/other"):
+    for path in ("/page", "/nothing", "/v1/models/other"):
         found = httpx.get(f"{server.url}{path}")
         assert found.status_code == 404
         assert found.json()["error"]["type"] == "not_found_error"

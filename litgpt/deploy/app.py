@@ -12,7 +12,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response
 
 from litgpt import __version__
-from litgpt.deploy import http, openai, predict
+from litgpt.deploy import http, openai, page, predict
 from litgpt.deploy.refusals import Refusal
 from litgpt.deploy.service import Service
 
@@ -30,9 +30,10 @@ def build(service: Service, *, api_path: str, api_key: str | None, max_body: int
     app = FastAPI(title="LitGPT", version=__version__, docs_url=None, redoc_url=None)
     app.include_router(predict.router(service, api_path))
     app.include_router(openai.router(service))
+    app.router.routes += page.routes()
     scheduler = service.scheduler
 
-    @app.get(http.OPEN)
+    @app.get(http.HEALTH)
     async def health() -> dict[str, Any]:
         """Whether the server lives."""
         ready = sum(replica.is_ready for replica in scheduler.replicas)
@@ -55,7 +56,10 @@ def build(service: Service, *, api_path: str, api_key: str | None, max_body: int
     app.add_exception_handler(RequestValidationError, http.on_invalid)
     app.add_exception_handler(Exception, http.on_mistake)
     routes = {path for path in app.openapi()["paths"] if "{" not in path}
-    gate: Any = http.Gate(app, api_key=api_key, max_body=max_body, metrics=service.metrics, routes=routes)
+    readable = {http.HEALTH, *page.files()}  # the page is the same for everybody, and asks for the key itself
+    gate: Any = http.Gate(
+        app, api_key=api_key, max_body=max_body, metrics=service.metrics, routes=routes | readable, open=readable
+    )
     if origins:
         gate = CORSMiddleware(
             gate, allow_origins=list(origins), allow_methods=["*"], allow_headers=["Authorization", "Content-Type"]

@@ -25,15 +25,20 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-OPEN = "/health"  # the one path that needs no key
+HEALTH = "/health"
 BODY_SECONDS = 60.0  # in which the body of a request must have come
 
 
 class Gate:
-    """Stands before the application (ASGI): the key, the size and type of what is sent, and the count of it all."""
+    """Stands before the application (ASGI): the key, the size and type of what is sent, and the count of it all.
 
-    def __init__(self, app: Any, *, api_key: str | None, max_body: int, metrics: Metrics, routes: set[str]) -> None:
-        self.app, self.max_body, self.metrics, self.routes = app, max_body, metrics, routes
+    open: paths that may be read without a key.
+    """
+
+    def __init__(
+        self, app: Any, *, api_key: str | None, max_body: int, metrics: Metrics, routes: set[str], open: set[str]
+    ) -> None:
+        self.app, self.max_body, self.metrics, self.routes, self.open = app, max_body, metrics, routes, open
         self._key = None if api_key is None else _digest(api_key)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -69,7 +74,8 @@ class Gate:
         await self.app(scope, receive, send)
 
     def _require_key(self, scope: Message) -> None:
-        if self._key is None or scope["path"] == OPEN:
+        is_open = scope["path"] in self.open and scope["method"] in ("GET", "HEAD")
+        if self._key is None or is_open:
             return
         given = _header(scope, b"authorization")
         kind, _, key = given.partition(" ")

@@ -296,7 +296,7 @@ def _greeting(listener: socket.socket, service: Service, settings: Settings) -> 
     key = " -H 'Authorization: Bearer '$LITGPT_API_KEY" if settings.api_key else ""
     quoted = body.replace("'", "'\\''")
     return (
-        f"Serving {name} at {url} (Ctrl-C ends it). Try:\n"
+        f"Serving {name} at {url} (Ctrl-C ends it). Open that in a browser to talk to it, or try:\n"
         f"  curl {url}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{quoted}'"
     )
 
