@@ -559,9 +559,10 @@ class LLM(torch.nn.Module):
         """Called under the lock."""
         n_tokens = None if self.tokenizer is None else self.tokenizer.vocab_size
         place = self.place
-        return self._decoding.engine(
-            self._placed, max_rows, max_len=place.max_len, n_tokens=n_tokens, compile=place.compile
-        )
+        settings = {"max_len": place.max_len, "n_tokens": n_tokens, "compile": place.compile}
+        if place.compile and place.max_len is not None:
+            settings["least"] = place.max_len  # a cache that grows is compiled for again
+        return self._decoding.engine(self._placed, max_rows, **settings)
 
     # -- what the model makes of a text
 

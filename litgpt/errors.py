@@ -7,6 +7,7 @@ the built-in type that each one also is. Other statuses: 0 done, 130 and 143 aft
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -67,6 +68,14 @@ def cut(text: str, most: int = 60) -> str:
 def printable(text: str) -> str:
     """The text with what a terminal would obey or hide, such as colours and reversed writing, spelt as Python does."""
     return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def harmless(text: str) -> str:
+    """The text for a terminal: controls that it would obey, not tabs and ends of lines, are spelt as Python does."""
+    return _CONTROLS.sub(lambda found: repr(found[0])[1:-1], text)
+
+
+_CONTROLS = re.compile(r"[^\t\n -~\xa0-\U0010ffff]")
 
 
 def near_miss(word: str, words: Iterable[str]) -> str:

@@ -177,6 +177,7 @@ class Job:
             "accelerator": self.machine.accelerator,
             "checkpointed": self.train.gradient_checkpointing,
             "parts": self.machine.world_size if self.shared_by == "fsdp" else 1,
+            "quantize": self.quantize,
         }
         return estimate.training_memory(self.config, **{**settings, **changes})
 

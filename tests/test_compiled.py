@@ -32,6 +32,31 @@ def test_after_the_first_step_nothing_is_compiled_again(name, monkeypatch):
     assert engine.compiled.is_compiled
 
 
+def test_with_room_from_the_start_growing_compiles_nothing_again(monkeypatch):
+    monkeypatch.setattr("litgpt.generate.compiled.BACKEND", "eager")
+    torch._dynamo.reset()
+    engine = Engine(lively("pythia-14m", block_size=512), compile=True, least=300)
+    list(engine.generate([1, 2], GREEDY, max_new_tokens=3))
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        list(engine.generate([1, 2], GREEDY, max_new_tokens=200))
+    assert engine.cache.max_len == 300
+
+
+def test_a_lack_of_a_compiler_is_said_before_anything_is_computed(monkeypatch, capsys):
+    from torch._inductor import cpp_builder, exc
+
+    def lacking() -> str:
+        raise exc.InvalidCxxCompiler
+
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", lacking)
+    engine = Engine(lively("pythia-14m"), compile=True)
+    line = capsys.readouterr().err
+    assert "C++ compiler" in line
+    assert line.count("\n") == 1
+    assert not engine.compiled.is_compiled
+    assert len(list(engine.generate([1, 2], GREEDY, max_new_tokens=3))) == 3
+
+
 def test_a_conversation_goes_on_from_what_is_held(monkeypatch):
     monkeypatch.setattr("litgpt.generate.compiled.BACKEND", "eager")
     model = lively("pythia-14m")

@@ -310,6 +310,15 @@ def test_a_script_may_call_a_command_with_any_argv(
     assert sys.argv == ["notebook", "-f", "kernel.json"]
 
 
+@pytest.mark.parametrize(
+    ("mode", "words"), [("torchao.int8", "for inference"), ("bnb.int8", "bnb.int8-training"), ("bnb.nf", "bnb.nf4")]
+)
+def test_a_program_that_asks_for_a_mode_that_does_not_train_is_told(mode, words, folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=words):
+        runs.run(folder, tmp_path / "run", method="lora", quantize=mode)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_base_in_4_bits_is_finetuned(folder: Path, tmp_path: Path) -> None:
     out_dir = runs.run(folder, tmp_path / "run", method="lora", quantize="bnb.nf4", train={"max_steps": 3})
     assert (logits(out_dir / "final") - logits(folder / "base")).abs().max() > 1e-3

@@ -21,6 +21,7 @@ from litgpt.generate import adapter as generate_adapter
 from litgpt.generate import adapter_v2 as generate_adapter_v2
 from litgpt.generate import base as generate
 from litgpt.generate import full as generate_full
+from litgpt.generate.sampling import Sampling
 from litgpt.generate.session import conversation, load_session
 from litgpt.prompts import from_name
 from tests.makers.checkpoints import make_hf_checkpoint
@@ -59,8 +60,6 @@ def test_samples_differ_and_greedy_ones_do_not(checkpoint, capsys):
 
 
 def test_what_is_streamed_is_the_decoded_answer(checkpoint):
-    from litgpt.generate.sampling import Sampling
-
     session = load_session(checkpoint)
     messages = [{"role": "user", "content": "é😀漢字"}]
     for seed in range(8):
@@ -71,8 +70,6 @@ def test_what_is_streamed_is_the_decoded_answer(checkpoint):
 
 
 def test_a_stop_text_split_over_tokens_is_never_shown(checkpoint):
-    from litgpt.generate.sampling import Sampling
-
     session = load_session(checkpoint)
     messages = [{"role": "user", "content": "The river"}]
     free = "".join(session.answer(messages, Sampling(0.9, seed=5), max_new_tokens=30))
@@ -85,8 +82,6 @@ def test_a_stop_text_split_over_tokens_is_never_shown(checkpoint):
 def test_the_newest_of_several_end_tokens_stops_too(checkpoint, tmp_path):
     """generation_config.json may list several."""
     import shutil
-
-    from litgpt.generate.sampling import Sampling
 
     session = load_session(checkpoint)
     ids = list(session.engine.generate([5, 6], Sampling(0), max_new_tokens=6))
@@ -109,7 +104,9 @@ def test_the_newest_of_several_end_tokens_stops_too(checkpoint, tmp_path):
         ({"top_k": 0}, ["top_k"]),
         ({"temperature": -1.0}, ["temperature"]),
         ({"num_samples": 0}, ["num_samples"]),
-        ({"precision": "bf16-treu"}, ["precision", "bf16-true"]),
+        ({"precision": "bf16-treu"}, ["precision", "did you mean 'bf16-true'"]),
+        ({"precision": "bf15"}, ["precision", "did you mean 'bf16-true'"]),
+        ({"prompts_file": Path("p.txt")}, ["prompts_file", "prompt "]),
         ({"quantize": "bnb.nf5"}, ["bnb.nf5", "bnb.nf4"]),
         ({"min_p": 1.5}, ["min_p"]),
         ({"repetition_penalty": 0}, ["repetition_penalty"]),
@@ -184,13 +181,59 @@ def test_a_piped_chat_answers_each_line_and_remembers(checkpoint, monkeypatch, c
         chat.Chat, "messages", lambda self: seen.append([m["content"] for m in self.history]) or original(self)
     )
     say(monkeypatch, "one\n\ntwo\n/reset\nthree\n")
-    chat.main(checkpoint, max_new_tokens=4, seed=1)
+    chat.main(checkpoint, max_new_tokens=4, seed=1, prompt_style="phi-2")
     out, err = capsys.readouterr()
     assert len(out.splitlines()) >= 3
     assert err.strip() == "The conversation starts anew."
     assert [s[0] for s in seen] == ["one"] * (len(seen) - 1) + ["three"]
     assert any(len(s) == 3 and s[2] == "two" for s in seen)
     assert seen[-1] == ["three"]
+
+
+def test_without_turns_every_message_stands_alone(checkpoint, monkeypatch, capsys):
+    """With nothing but ends of text between them a second prompt would read as more of the first answer."""
+    told = {"max_new_tokens": 6, "temperature": 0}
+    say(monkeypatch, "The mill\nA small\nThe mill\n")
+    chat.main(checkpoint, **told)
+    together = capsys.readouterr().out
+    for message in ("The mill", "A small", "The mill"):
+        say(monkeypatch, message)
+        chat.main(checkpoint, **told)
+    assert together == capsys.readouterr().out
+
+
+def test_a_model_that_can_say_nothing_ends_the_chat(checkpoint, tmp_path, monkeypatch, capsys):
+    import shutil
+
+    copied = Path(shutil.copytree(checkpoint, tmp_path / "T"))
+    tensors = load_file(copied / "model.safetensors")
+    tensors["gpt_neox.final_layer_norm.weight"][0] = torch.nan
+    save_file(tensors, copied / "model.safetensors", metadata={"format": "pt"})
+    say(monkeypatch, "one\ntwo\n")
+    with pytest.raises(InputError, match="not finite"):
+        chat.main(copied, max_new_tokens=3)
+    with pytest.raises(InputError, match="max_new_tokens is -1"):
+        chat.main(checkpoint, max_new_tokens=-1)
+
+
+def test_a_terminal_is_not_given_what_it_would_obey(checkpoint, tmp_path, monkeypatch, capsys):
+    session = load_session(checkpoint)
+    escape = {str(session.tokenizer.encode("\x1b")[0]): 1000}
+    told = {"max_new_tokens": 2, "logit_bias": escape}
+    generate.main(checkpoint, "\x1b[2Ja\tb\nc", **told)
+    assert capsys.readouterr().out == "\x1b[2Ja\tb\nc\x1b\x1b\n"  # what reads a pipe gets what was said
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    generate.main(checkpoint, "\x1b[2Ja\tb\nc", **told)
+    assert capsys.readouterr().out == r"\x1b[2Ja" + "\tb\nc" + r"\x1b\x1b" + "\n"
+    talk = chat.Chat(session, Sampling(logit_bias={int(token): bias for token, bias in escape.items()}), 2)
+    talk.say("a")
+    assert capsys.readouterr().out == r"\x1b\x1b" + "\n"
+    assert talk.history[-1]["content"] == "\x1b\x1b"
+    (tmp_path / "p.txt").write_text("\x9b2J\x7fé", encoding="utf-8")
+    generate.main(checkpoint, prompts_file=tmp_path / "p.txt", **told)
+    line = capsys.readouterr().out
+    assert r"\u009b2J\u007fé" in line
+    assert json.loads(line)["prompt"] == "\x9b2J\x7fé"
 
 
 def test_a_stray_byte_in_a_pipe_is_no_reason_to_end(checkpoint, monkeypatch, capsys):
@@ -210,7 +253,7 @@ def test_a_message_too_long_keeps_the_conversation(checkpoint, monkeypatch, caps
 
 def test_a_full_context_forgets_the_oldest_exchange_and_says_so(checkpoint, monkeypatch, capsys):
     say(monkeypatch, "the river ran past the mill\n" * 6)
-    chat.main(checkpoint, max_new_tokens=8)
+    chat.main(checkpoint, max_new_tokens=8, prompt_style="phi-2")
     err = capsys.readouterr().err
     assert "forgotten" in err
     assert "error" not in err
@@ -379,9 +422,10 @@ def test_json_lines_go_in_and_out(checkpoint, tmp_path, capsys):
         ("p.txt", "short\n" + "mill " * 100, "p.txt:2.*tokens.*64"),
         ("p.txt", "\n \n", "holds no prompt"),
         ("p.txt", b"\xff\xfe\xff", "UTF-8"),
-        ("p.jsonl", '{"prompt": "a"}\n{"prompt"', "p.jsonl:2 is not JSON"),
+        ("p.jsonl", '{"prompt": "a"}\n{"prompt"', r"p.jsonl:2 is not JSON \(Expecting .* at column 10\)"),
+        ("p.jsonl", '{"prompt": "\\ud83d"}', "p.jsonl:1 is no text"),
         ("p.jsonl", '{"promt": "a"}', "p.jsonl:1.*prompt.*messages"),
-        ("p.jsonl", '{"prompt": 5}', "p.jsonl:1"),
+        ("p.jsonl", '{"prompt": 5}', "p.jsonl:1: prompt is of type int"),
         ("p.jsonl", '{"messages": [{"content": "a"}]}', "p.jsonl:1.*role"),
         ("p.jsonl", '{"messages": "a"}', "p.jsonl:1"),
     ],
@@ -408,8 +452,6 @@ def test_a_bias_decides_the_token(checkpoint, capsys):
 
 
 def test_text_streams_read_in_turn_are_what_they_are_alone(checkpoint):
-    from litgpt.generate.sampling import Sampling
-
     messages = [[{"role": "user", "content": text}] for text in ("The mill", "A small")]
     session = load_session(checkpoint)
     alone = ["".join(session.answer(m, Sampling(seed=1), max_new_tokens=10)) for m in messages]
@@ -426,12 +468,11 @@ def test_text_streams_read_in_turn_are_what_they_are_alone(checkpoint):
 
 def test_a_turn_of_a_chat_reads_only_what_is_new(checkpoint, monkeypatch, capsys):
     from litgpt.generate.engine import Engine
-    from litgpt.generate.sampling import Sampling
 
     requests = []
     original = Engine.submit
     monkeypatch.setattr(Engine, "submit", lambda *a, **k: requests.append(original(*a, **k)) or requests[-1])
-    session = load_session(checkpoint)
+    session = load_session(checkpoint, prompt_style="phi-2")
     one_letter = Sampling(logit_bias={session.tokenizer.encode("Q")[0]: 1000})  # text that is read as it was written
     talk = chat.Chat(session, one_letter, 6)
     talk.say("one")

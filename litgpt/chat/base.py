@@ -12,7 +12,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from litgpt.errors import UserError
+from litgpt.errors import UserError, harmless, printable
 from litgpt.generate.base import Quantization
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 HELP = """\
 /reset  forget the conversation      /help  show this
 /quit   leave (so do Ctrl-D and an empty line); Ctrl-C stops an answer, or drops what is typed"""
+LONG_CHAT = 2048  # tokens; a chat that grows longer is compiled again
+ALONE = "The prompt style does not tell who says what, so every message stands alone (other styles: --prompt_style)."
 
 
 def main(
@@ -45,7 +47,7 @@ def main(
     multiline: bool = False,
     access_token: str | None = None,
 ) -> None:
-    """Chat with a model. It remembers what was said, until /reset.
+    """Chat with a model. It remembers what was said, until /reset; with no prompt style every message stands alone.
 
     Input may also be piped: every line is a message, and only the answers go to standard output.
 
@@ -85,6 +87,7 @@ def main(
         prompt_style=prompt_style,
         max_new_tokens=max_new_tokens,
         access_token=access_token,
+        compiled_for=LONG_CHAT,
     )
     chat = Chat(session, sampling, max_new_tokens, conversation("", sys_prompt)[:-1])
     by_hand = sys.stdin.isatty() and sys.stdout.isatty()
@@ -92,7 +95,9 @@ def main(
         sys.stdin.reconfigure(errors="replace")  # a stray byte in a pipe is no reason to end
     if by_hand:
         sending = "\nA line that says !submit sends the message." if multiline else ""
-        print(f"Chatting with {session.config.name or checkpoint_dir}.\n{HELP}{sending}", file=sys.stderr)
+        alone = "" if session.has_turns else f"\n{ALONE}"
+        name = printable(session.config.name or str(checkpoint_dir))
+        print(f"Chatting with {name}.\n{HELP}{sending}{alone}", file=sys.stderr)
     for message in messages(by_hand=by_hand, multiline=multiline):
         if message == "/quit":
             return
@@ -186,6 +191,11 @@ class Chat:
 
     def say(self, message: str) -> None:
         """Answer on standard output. An interrupt ends the answer, not the conversation; so does a message too long."""
+        if not self.session.has_turns:
+            self.reset()
+        from litgpt.generate.sampling import NotFiniteError
+
+        legible = harmless if sys.stdout.isatty() else str
         self.history.append({"role": "user", "content": message})
         said = ""
         try:
@@ -196,13 +206,15 @@ class Chat:
                 )
                 for piece in answer:
                     said += piece
-                    print(piece, end="", flush=True)
+                    print(legible(piece), end="", flush=True)
                     if interrupted:
                         break
         except KeyboardInterrupt:
             interrupted = [signal.SIGINT]
         except UserError as error:
             self.history.pop()
+            if isinstance(error, NotFiniteError) and not self.history:
+                raise  # it has never said anything
             print(f"error: {error}", file=sys.stderr)
             return
         if interrupted:

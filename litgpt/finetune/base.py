@@ -52,7 +52,10 @@ def finetune(
     """Train what `method` adds to (or frees in) a checkpoint's model. `recipe` is kept beside the result."""
     from litgpt import launch
     from litgpt.generate.session import located
+    from litgpt.quantize import require_mode
 
+    if quantize is not None:
+        require_mode(quantize, training=True)
     launch.require_logger(logger_name)
     machine = launch.machine(devices, num_nodes)
     data = required(data, "data", "for instance --data JSON --data.json_path my.json")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
-from litgpt.errors import InputError, MissingError, one_line, shown
+from litgpt.errors import InputError, MissingError, harmless, one_line, shown
 
 if TYPE_CHECKING:
     from litgpt.generate.answers import Row
@@ -21,11 +22,12 @@ if TYPE_CHECKING:
 Quantization = Literal[
     "bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq", "bnb.int8", "torchao.int8", "torchao.int4"
 ]  # fmt: skip
+PROMPT = "What food do llamas eat?"
 
 
 def main(
     checkpoint_dir: Path,
-    prompt: str = "What food do llamas eat?",
+    prompt: str = PROMPT,
     *,
     sys_prompt: str | None = None,
     num_samples: int = 1,
@@ -127,6 +129,8 @@ def answer(
     ]
     if output is not None and output.exists():
         raise InputError(f"output {output} exists already; remove it or choose another name")
+    if prompts_file is not None and prompt != PROMPT:
+        raise InputError("prompt and prompts_file are both given; give one of them")
     if prompts_file is None:
         tasks = [("prompt", {"prompt": prompt}, conversation(prompt, sys_prompt))]
     else:
@@ -149,7 +153,7 @@ def answer(
         return
     with _lines_to(output) as file:
         for line in answer_all(session, tasks, samplings, max_new_tokens=max_new_tokens, stop=stop or ()):
-            print(json.dumps(line, ensure_ascii=False), file=file, flush=True)
+            print(_in_json(line), file=file, flush=True)
     report(session)
 
 
@@ -163,12 +167,13 @@ def show(
     rows = session.start(session.encode(messages), samplings, max_new_tokens=max_new_tokens, stop=stop)
     texts, is_whole = [""] * len(rows), [False] * len(rows)
     current, lead = 0, session.lead(messages[-1]["content"])
+    legible = harmless if sys.stdout.isatty() else str
     before = lead  # shown with the first piece, so that a refusal stands alone
     for index, text in session.pieces(rows):
         texts[index] += text
         is_whole[index] |= not text
         while current < len(rows) and (texts[current] or is_whole[current]):
-            print(before + texts[current], end="", flush=True)
+            print(legible(before + texts[current]), end="", flush=True)
             before, texts[current] = "", ""
             if is_whole[current]:
                 print(flush=True)
@@ -247,8 +252,15 @@ def read_prompts(path: Path, sys_prompt: str | None = None) -> Iterator[Task]:
 def _record(line: str, where: str) -> dict[str, Any]:
     try:
         record = json.loads(line)
+        is_text = not _HALVES.search(json.dumps(record, ensure_ascii=False))
+    except json.JSONDecodeError as error:  # its own words count lines of the one line that it saw
+        raise InputError(
+            f"{where} is not JSON ({error.msg} at column {error.colno}); each line is one object"
+        ) from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where} is not JSON ({one_line(error)}); each line is one object") from None
+    if not is_text:
+        raise InputError(f"{where} is no text: it holds half of a character that UTF-16 writes in two; write it whole")
     if not isinstance(record, dict) or ("prompt" in record) == ("messages" in record):
         raise InputError(f'{where}: {shown(record)} is no object with either "prompt" or "messages"')
     return record
@@ -258,12 +270,20 @@ def _conversation(record: Mapping[str, Any], sys_prompt: str | None, where: str)
     from litgpt.generate.session import conversation
     from litgpt.prompts.messages import checked, with_system
 
-    if isinstance(record.get("prompt"), str):
-        return conversation(record["prompt"], sys_prompt)
     try:
-        return [dict(message) for message in with_system(checked(record.get("messages", ())), sys_prompt)]
+        if "prompt" in record:
+            return conversation(record["prompt"], sys_prompt)
+        return [dict(message) for message in with_system(checked(record["messages"]), sys_prompt)]
     except (InputError, TypeError) as error:
         raise InputError(f"{where}: {error}") from None
+
+
+def _in_json(line: Mapping[str, Any]) -> str:
+    """The line as JSON, with escapes for all controls, also those that JSON leaves and a terminal obeys."""
+    return _LATE_CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(line, ensure_ascii=False))
+
+
+_LATE_CONTROLS, _HALVES = re.compile("[\x7f-\x9f]"), re.compile("[\ud800-\udfff]")
 
 
 def _token_biases(logit_bias: dict | None) -> dict[int, float]:

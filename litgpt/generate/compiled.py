@@ -27,6 +27,10 @@ class CompiledStep:
         if not self.is_compiled:
             _note("not compiled: which experts are needed is only known token by token")
             return
+        if not self.graphs and BACKEND == "inductor" and (lack := _lack_of_a_compiler()):
+            self.is_compiled = False
+            _note(f"not compiled: {lack}")
+            return
         mode = "reduce-overhead" if self.graphs else None  # with CUDA graphs
         self.step = torch.compile(self._logits, dynamic=False, mode=mode, backend=BACKEND)
 
@@ -45,11 +49,27 @@ class CompiledStep:
                 if not _is_of_the_compiler(error):
                     raise
                 self.is_compiled = False
-                _note(f"not compiled, as the compiler failed: {one_line(error)[:200]}")
+                words = one_line(error).partition(" Set TORCHDYNAMO_VERBOSE")[0]  # hints for who debugs torch
+                _note(f"not compiled, as the compiler failed: {words[:200]}")
         return self._logits(idx, positions, cache)
 
     def _logits(self, idx: Tensor, positions: Tensor, cache: KVCache) -> Tensor:
         return self.model(idx, positions, cache=cache)
+
+
+def _lack_of_a_compiler() -> str:
+    """What torch lacks to build code for the CPU, in words: said before an answer begins, not in its middle."""
+    try:
+        from torch._inductor.cpp_builder import get_cpp_compiler
+
+        get_cpp_compiler()
+    except ImportError:  # torch's own business: it may look elsewhere in another version, and says so itself
+        return ""
+    except Exception as error:
+        if not _is_of_the_compiler(error):
+            return ""
+        return "torch finds no C++ compiler; install g++, or name one in the environment variable CXX"
+    return ""
 
 
 def _is_of_the_compiler(error: Exception) -> bool:

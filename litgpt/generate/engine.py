@@ -112,6 +112,7 @@ class Engine:
         keep_prefixes: whether rows that have ended are kept for prompts that begin as they did.
         compile: whether decoding is compiled, once, for all rows together at the length of the cache.
         drafter: proposes how rows go on; what it guesses right is had in one forward. It changes no distribution.
+        least: tokens of a row that the cache holds from the start; where it grows, a compiled step is compiled again.
     """
 
     def __init__(
@@ -124,11 +125,13 @@ class Engine:
         keep_prefixes: bool = True,
         compile: bool = False,
         drafter: Drafter | None = None,
+        least: int = 64,
     ) -> None:
         self.model = model
         self.max_rows = max_rows
         self.max_len = min(max_len or model.config.block_size, model.config.block_size)
         self.n_tokens = n_tokens
+        self.least = least
         self.compiled = CompiledStep(model) if compile else None
         self.drafter = drafter
         self.proposed = self.accepted = 0  # tokens, of all rows
@@ -360,7 +363,7 @@ class Engine:
             self._place(request)
 
     def _length(self, reach: int) -> int:
-        return min(max(64, 1 << (reach - 1).bit_length()), self.max_len)
+        return min(max(self.least, 1 << (reach - 1).bit_length()), self.max_len)
 
     def _make_room(self, reach: int) -> None:
         """A cache with one more row, of `reach` tokens, and with rows for those that wait. It grows by doubling."""

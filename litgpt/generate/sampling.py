@@ -369,9 +369,12 @@ def token_scores(logits: Tensor, tokens: Tensor, top: int = 0) -> list[TokenScor
     ]
 
 
-def not_finite(whose: str = "model") -> InputError:
+class NotFiniteError(InputError):
     """Logits of which nothing can be drawn."""
-    return InputError(
+
+
+def not_finite(whose: str = "model") -> NotFiniteError:
+    return NotFiniteError(
         f"the {whose}'s logits are not finite: its weights hold NaN or overflow in this precision; "
         "try --precision 32-true, or download the checkpoint again"
     )

@@ -18,7 +18,7 @@ from litgpt import adapters, estimate, families, prompts
 from litgpt.adapters import AdapterDir
 from litgpt.checkpoint import Checkpoint, find, load_model, open_
 from litgpt.config import Config
-from litgpt.errors import InputError, MissingError, near_miss, require_type
+from litgpt.errors import InputError, MissingError, near_miss, require_type, shown
 from litgpt.estimate import in_words
 from litgpt.generate.answers import Row
 from litgpt.generate.engine import AtLimit, Engine
@@ -70,6 +70,11 @@ class Session:
     tokenizer: Tokenizer
     style: PromptStyle
     tally: Tally = field(default_factory=Tally)  # of the newest answer
+
+    @property
+    def has_turns(self) -> bool:
+        """Whether a conversation tells who says what; else a second prompt reads as more of the first answer."""
+        return self.style != prompts.DEFAULT
 
     @property
     def context(self) -> int:
@@ -236,6 +241,7 @@ def load_session(
     max_rows: int = 1,
     access_token: str | None = None,
     placement: TensorParallel | Sequential | None = None,
+    compiled_for: int = 64,
 ) -> Session:
     """Open a checkpoint directory (or its name below `checkpoints/`) for talking to it, on the best device there is.
 
@@ -250,6 +256,7 @@ def load_session(
         max_rows: answers that are written at once.
         access_token: for a repository of the Hub that asks for one.
         placement: how the model is laid over several devices; None: it is on one.
+        compiled_for: tokens to have room for from the start where decoding is compiled: with more it is compiled again.
 
     Raises:
         UserError: what is missing, broken or too large.
@@ -260,6 +267,8 @@ def load_session(
         source = Source.find(source, access_token=access_token)
     config = source.checkpoint.config
     dtype = source.dtype(precision)
+    if max_new_tokens < 0:
+        raise InputError(f"max_new_tokens is {max_new_tokens}; it must be 0 or more")
     if max_new_tokens > config.block_size:
         raise InputError(
             f"max_new_tokens is {max_new_tokens}, more than the context of {config.block_size} tokens that "
@@ -281,7 +290,8 @@ def load_session(
     if prepack is None and 0 < max_new_tokens < WORTH_PREPACKING:
         prepack = False
     prepack_as_asked(model, prepack, against, machine(1).free_memory())
-    engine = Engine(model, max_rows, n_tokens=tokenizer.vocab_size, compile=compile)
+    least = compiled_for if compile else 64
+    engine = Engine(model, max_rows, n_tokens=tokenizer.vocab_size, compile=compile, least=least)
     return Session(config, engine, tokenizer, style)
 
 
@@ -304,10 +314,8 @@ def _require_fit(
 def dtype_of(precision: str) -> torch.dtype:
     """The dtype that a `--precision` names."""
     if precision not in PRECISIONS:
-        known = ", ".join(PRECISIONS)
-        raise InputError(
-            f"precision '{precision}' is not known; it is one of {known}{near_miss(precision, PRECISIONS)}"
-        )
+        near = near_miss(precision, PRECISIONS) or near_miss(f"{precision}-true", PRECISIONS)
+        raise InputError(f"precision {shown(precision)} is not known; it is one of {', '.join(PRECISIONS)}{near}")
     return PRECISIONS[precision]
 
 
