@@ -47,7 +47,7 @@ Result = TypeVar("Result")
 
 STRATEGIES = ("auto", "ddp", "fsdp")
 PLAIN = "plain"
-PATIENCE = 15.0  # seconds rank 0 may still need, once another rank has died, before it is ended from outside
+PATIENCE = 15.0  # seconds rank 0 may still need, once another rank has died, before it is ended: it is out in 30
 _GO_ON = "continue with --resume auto"
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
 # each with what it takes of `LogArgs`; but for csv, its package has its name
@@ -528,6 +528,7 @@ class _Ranks:
 
     def __init__(self, processes: list[BaseProcess], voices: list[Connection], remedy: str) -> None:
         self.processes, self.voices, self.remedy = processes, voices, remedy
+        self.ended: list[BaseProcess] = []  # by us
         self.done = threading.Event()
 
     def require_started(self) -> None:
@@ -547,12 +548,15 @@ class _Ranks:
                 return voice.recv()
         for rank, process in enumerate(self.processes, start=1):
             process.join(timeout=0.5)
-            if process.exitcode:
+            if process.exitcode and process not in self.ended:
                 return MachineError(f"rank {rank} {_ending(process.exitcode)}; {self.remedy}")
         return MachineError(f"the connection between the ranks broke; {self.remedy}")
 
     def watch(self) -> None:
-        """End this process when a rank has died and rank 0 still waits for it inside a library after PATIENCE."""
+        """End this process when a rank has died and rank 0 still waits for it inside a library after PATIENCE.
+
+        Closing the group is such a wait, too.
+        """
         while not self.done.is_set():
             wait([p.sentinel for p in self.processes if p.exitcode is None] or [], timeout=1)
             if any(p.exitcode for p in self.processes) and not self.done.wait(PATIENCE):
@@ -564,9 +568,9 @@ class _Ranks:
                 return
 
     def end(self) -> None:
-        self.done.set()
         for process in self.processes:
             if process.pid is not None and process.exitcode is None:
+                self.ended.append(process)
                 process.kill()
 
 
@@ -587,9 +591,12 @@ def _other_ranks(plan: Plan, port: int, story: Callable[..., Any], job: Any) -> 
         for process in processes:
             process.join(timeout=PATIENCE)
     finally:
-        ranks.end()
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+        try:
+            ranks.end()
+            if torch.distributed.is_initialized():
+                torch.distributed.destroy_process_group()
+        finally:
+            ranks.done.set()
 
 
 def _rank(rank: int, plan: Plan, port: int, voice: Connection, story: Callable[..., Any], job: Any) -> None:

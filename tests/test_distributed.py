@@ -11,6 +11,9 @@ import os
 import shutil
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -194,33 +197,48 @@ def is_alive(pid: int) -> bool:
 def test_a_rank_in_parts_that_is_killed_ends_the_run_and_a_signal_saves_it(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     changes = {"devices": 2, "strategy": "fsdp", "train": {"max_steps": 100_000, "global_batch_size": 4}}
-    process = multiprocessing.get_context("fork").Process(target=runs._run_alone, args=(folder, out, changes))
-    process.start()
-    wait_for(out / "step-00000004" / "litgpt_manifest.json", process)
-    (rank,) = ranks_of(process.pid)
-    os.kill(rank, signal.SIGKILL)
-    process.join(120)
-    assert process.exitcode == 3
-    newest = checkpoint.latest(out)
-    assert newest is not None
-    begun = run_state.read_state(newest).at.step
+    with training(folder, out, changes) as process:
+        (rank,) = ranks_once(out / "step-00000004", process)
+        os.kill(rank, signal.SIGKILL)
+        process.join(30)
+        assert process.exitcode == 3
+    begun = last_step(out)
 
-    again = {**changes, "resume": True}
-    process = multiprocessing.get_context("fork").Process(target=runs._run_alone, args=(folder, out, again))
-    process.start()
-    wait_for(out / f"step-{begun + 4:08d}" / "litgpt_manifest.json", process)
-    (rank,) = ranks_of(process.pid)
-    os.kill(process.pid or 0, signal.SIGTERM)
-    process.join(120)
-    assert process.exitcode == 128 + signal.SIGTERM
-    newest = checkpoint.latest(out)
-    assert newest is not None
-    assert run_state.read_state(newest).at.step >= begun + 4
+    with training(folder, out, {**changes, "resume": True}) as process:
+        (rank,) = ranks_once(out / f"step-{begun + 4:08d}", process)
+        os.kill(process.pid or 0, signal.SIGTERM)
+        process.join(120)
+        assert process.exitcode == 128 + signal.SIGTERM
+    assert last_step(out) >= begun + 4
     assert not is_alive(rank)
 
 
-def wait_for(path: Path, process: Any) -> None:
-    deadline = time.monotonic() + 180
-    while not path.exists() and process.is_alive() and time.monotonic() < deadline:
+@contextmanager
+def training(folder: Path, out: Path, changes: dict[str, Any]) -> Iterator[BaseProcess]:
+    """A run in a process of its own, which does not outlive what is inside, whatever happens there.
+
+    It is forked by a process that has imported all, but has no threads as this one has: their locks would stay closed.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([runs.__name__, "lightning.fabric.strategies"])
+    process = context.Process(target=runs._run_alone, args=(folder, out, changes))
+    process.start()
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.join()
+
+
+def ranks_once(saved: Path, process: BaseProcess) -> list[int]:
+    """The processes of the other ranks, as soon as the run has saved that step."""
+    while not (saved / "litgpt_manifest.json").exists():
+        assert process.is_alive()
         time.sleep(0.01)
-    assert path.exists()
+    return ranks_of(process.pid)
+
+
+def last_step(out: Path) -> int:
+    newest = checkpoint.latest(out)
+    assert newest is not None
+    return run_state.read_state(newest).at.step

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 import types
 from pathlib import Path
@@ -22,6 +23,7 @@ from litgpt.errors import InputError, MachineError
 from litgpt.launch import Machine
 
 TWO = Machine("cpu", 2)
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize("devices", [0, -2, 10_000, "many", "²"])
@@ -163,6 +165,24 @@ def test_ranks_work_together_and_rank_0_answers() -> None:
 def test_the_failure_of_another_rank_is_raised_here_once(job: dict, error: type[Exception], said: str) -> None:
     with pytest.raises(error, match=said):
         launch.launch(TWO, "32-true", act, job)
+
+
+def wait_for_the_dead(ranks: launch.PlainRanks, job: None) -> None:
+    """Rank 1 dies, and rank 0 is in something that never ends."""
+    if ranks.global_rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    threading.Event().wait()
+
+
+def test_rank_0_is_ended_when_it_waits_for_a_dead_rank_without_end() -> None:
+    assert launch.PATIENCE <= 20  # and then it is out within 30 seconds
+    script = (
+        "from litgpt import launch; from tests.test_launch import TWO, wait_for_the_dead; launch.PATIENCE = 0.1; "
+        "launch.launch(TWO, '32-true', wait_for_the_dead, None, strategy=launch.PLAIN)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 3
+    assert done.stderr.splitlines()[-1].startswith("error: rank 1 was killed by signal 9; ")
 
 
 def buffers_after_a_forward(fabric: Any, job: None) -> list[float]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from litgpt.errors import InputError, MachineError, MissingError
-from litgpt.storage import MANIFEST, atomic_dir, atomic_file, inside, recover, require_version, verify
+from litgpt.storage import FORMAT_VERSION, MANIFEST, atomic_dir, atomic_file, inside, recover, require_version, verify
 
 # Runs `write` in a forked child that dies at its n-th file-system call, for every n; prints what stood there each time.
 KILLER = """
@@ -259,7 +259,10 @@ def test_a_manifest_that_is_newer_broken_or_hostile_is_one_line(tmp_path, manife
 
 
 def test_versions_up_to_ours_are_read(tmp_path):
-    require_version({"format_version": 1}, tmp_path)
+    for version in range(FORMAT_VERSION + 1):
+        require_version({"format_version": version}, tmp_path)
+    with pytest.raises(InputError, match="needs a newer LitGPT"):
+        require_version({"format_version": FORMAT_VERSION + 1}, tmp_path)
 
 
 def test_links_may_lead_to_the_blobs_of_a_hub_cache_and_nowhere_else(tmp_path):

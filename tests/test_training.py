@@ -119,7 +119,9 @@ def test_training_is_a_plain_torch_loop(whole_batches: Path, tmp_path: Path) -> 
     data = Ragged()
     data.connect(None, 8, 16)
     loader = data.train_dataloader()
-    for step, row in enumerate(runs.losses(whole_batches)):
+    rows = runs.losses(whole_batches)
+    assert len(rows) == schedule.steps
+    for step, row in enumerate(rows):
         (batch,) = loader.step(8)
         loss = nn.functional.cross_entropy(model(batch["ids"]).flatten(0, 1), batch["labels"].flatten())
         loss.backward()
