@@ -302,8 +302,9 @@ def test_markdown_becomes_elements(scripted, browser):
 def test_a_text_in_pieces_looks_like_the_whole(scripted, browser):
     """Blocks that were shown for good are what they are in the end."""
     rng = random.Random(5)
-    parts = [*RENDERED, "- ", "1. ", "> ", "```\n", "~~~", "|", "|-|-|\n", "\n", "\n\n", "  ", "\t", "**", "_", "`",
-             "[a](", ")", "word ", "# ", "---", "-5", "1.5 ", "\\", "é🦙", "\r\n", "* * *\n", "| a | b |\n"]  # fmt: skip
+    parts = [*RENDERED, "- ", "1. ", "> ", "```\n", "~~~", "|", "|-|-|\n", "\n", "\n\n", "  ", "\t", "**", "_",
+             "`", "[a](", ")", "word ",
+             "# ", "---", "-5", "1.5 ", "\\", "é🦙", "\r\n", "* * *\n", "| a | b |\n"]  # fmt: skip
     texts = ["".join(rng.choice(parts) for _ in range(n)) for n in [*range(2, 32)] * 4 + [400]]
     script = """
         const cut = (text) => text.match(/[^]{1,3}/gu);
@@ -730,8 +731,10 @@ def test_a_narrow_screen_needs_no_sideways_scrolling(scripted, browser):
             browser.click(f"#{name}-button")
             assert browser.js("return document.documentElement.scrollWidth") == 360
             browser.press("Escape")
+        browser.click("#menu")
     finally:
         browser.cdp("Emulation.clearDeviceMetricsOverride")
+    browser.until("!document.getElementById('room').inert")  # wide again, nothing covers it
 
 
 def test_who_listens_is_told(scripted, browser):

@@ -466,7 +466,7 @@ function onKey(event) {
 }
 
 function onMessageKey(event) {
-  if (event.isComposing) return; // Enter chooses a word there
+  if (event.isComposing || event.keyCode === 229) return; // Enter chooses a word there; 229 is how Safari says so
   if (event.key === "Enter" && !event.shiftKey && !event.altKey) {
     event.preventDefault();
     send();
@@ -497,6 +497,7 @@ async function onTurnClick(event) {
 paint();
 makeFields();
 dark.addEventListener("change", paint);
+window.matchMedia("(max-width: 48rem)").addEventListener("change", () => drawer(false)); // as in page.css
 document.addEventListener("keydown", onKey);
 $("message").addEventListener("keydown", onMessageKey);
 $("message").addEventListener("input", () => editing === null && store.keepDraft(current, $("message").value));
