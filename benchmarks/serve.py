@@ -125,7 +125,11 @@ class Server:
     process: Any = None
 
     def processes(self) -> list[psutil.Process]:
-        return [self.process, *self.process.children(recursive=True)]
+        """Those that it started as well; none once it has ended."""
+        try:
+            return [self.process, *self.process.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
@@ -175,7 +179,8 @@ def chosen(options: argparse.Namespace, model: Path) -> list[Server]:
         command = [options.transformers, "serve", str(model), f"--port={ports[3]}", "--device=cpu", "--dtype=bfloat16"]
         asked = completion(generation_config=minimum, stream_options=None)
         found.append(Server("transformers", command, ports[3], asked, is_serial=True))
-        batched = [*command, f"--port={ports[5]}", "--continuous-batching"]
+        batched = [*command, f"--port={ports[5]}", "--continuous-batching", "--cb-block-size=32"]
+        batched += ["--cb-num-blocks=512", "--cb-max-batch-tokens=512"]  # else it takes all the memory there is
         found.append(Server("transformers, batched", batched, ports[5], asked))
     if options.llama_server and options.gguf:
         rows = max([*options.clients, *options.whole])
@@ -245,7 +250,7 @@ def started(server: Server, options: argparse.Namespace) -> Iterator[Server]:
             process.suspend()
         yield server
     finally:
-        ending = server.processes() if server.process.is_running() else []
+        ending = server.processes()
         for process in ending:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()

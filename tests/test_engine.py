@@ -11,7 +11,7 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from litgpt.config import Config
 from litgpt.errors import InputError
-from litgpt.generate.drafters import PromptLookup
+from litgpt.generate.drafters import DraftModel, PromptLookup
 from litgpt.generate.engine import Engine, Request
 from litgpt.generate.sampling import Sampling
 from litgpt.model import GPT, grouped_to_concat
@@ -438,8 +438,10 @@ def with_a_broken_token(name: str, **changes) -> GPT:
     return model
 
 
-@pytest.mark.parametrize("name", KINDS)
-@pytest.mark.parametrize("drafts", [False, True])
+DRAFTS = [*[(name, drafts) for name in KINDS for drafts in (None, "text")], ("pythia-14m", "model")]
+
+
+@pytest.mark.parametrize(("name", "drafts"), DRAFTS)
 def test_a_row_whose_logits_are_not_finite_ends_alone(name, drafts):
     """The token comes in a prompt that is read with others, or in the middle of a text; rows are used again."""
     model = with_a_broken_token(name)
@@ -447,14 +449,19 @@ def test_a_row_whose_logits_are_not_finite_ends_alone(name, drafts):
     prompts = [torch.randint(8, 96, (n,), generator=generator).tolist() for n in (3, 11, 30, 5, 9, 2)]
     settings = [Sampling(temperature=i % 2, seed=i, logit_bias={BROKEN: -100}) for i in range(len(prompts))]
     budgets = [20, 25, 8, 30, 25, 25]
-    expected = [
-        alone(model, p, sampling=s, max_new_tokens=n) for p, s, n in zip(prompts, settings, budgets, strict=True)
-    ]
-    engine = Engine(model, max_rows=3, drafter=PromptLookup(3) if drafts else None)
+
+    def made(max_rows: int) -> Engine:
+        drafter = {None: None, "text": PromptLookup(3), "model": DraftModel(lively(name), 3)}[drafts]
+        return Engine(model, max_rows, drafter=drafter)
+
+    each = zip(prompts, settings, budgets, strict=True)
+    expected = [list(made(1).generate(p, s, max_new_tokens=n)) for p, s, n in each]
+    engine = made(3)
     requests, doomed = [], []
     for i, prompt in enumerate(prompts):
         requests.append(engine.submit(prompt, settings[i], max_new_tokens=budgets[i]))
-        broken, forced = [9, *[11] * (12 * i), BROKEN, 12], Sampling(temperature=0, logit_bias={BROKEN: 1000})
+        broken = [9, *[11] * (12 * i), BROKEN, 12]
+        forced = Sampling(temperature=i // 2 % 2, seed=i, logit_bias={BROKEN: 1000})
         doomed.append(engine.submit([9, 11 + i] if i % 2 else broken, forced, max_new_tokens=9))
     drain(engine)
     assert [request.new for request in requests] == expected
