@@ -69,9 +69,20 @@ class AdapterDir:
         was = "is not written down" if self.base is None else f"was {self.base[:1000]!r} and is not there"
         on_hub = self.base is not None and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", self.base)
         hint = f", or run: litgpt download {self.base}" if on_hub else ""
-        raise MissingError(
-            f"{self.home}: the base model of this adapter {was}; say where it is: {BASE_OPTION} DIR{hint}"
-        )
+        raise MissingError(f"{self.home}: the base model of this adapter {was}; {self._say_where()}{hint}")
+
+    def _say_where(self) -> str:
+        """How to say where the base is: what reads adapters as they lie has no option for it."""
+        key, file = {
+            "peft": ("base_model_name_or_path", self.dir / PEFT_CONFIG),
+            "litgpt": ("base_model_name_or_path", self.dir / OWN_CONFIG),
+            "0.5": ("checkpoint_dir", self.home / HYPERPARAMETERS),
+        }[self.kind]
+        if self.method == LoRA.name:
+            command = f"litgpt merge_lora {self.home} {BASE_OPTION} DIR"
+        else:
+            command = f"litgpt generate_{self.method} DIR --adapter_path {self.home}"
+        return f"say where it is: {command}, or write it into {file} ({key})"
 
 
 def find(path: str | Path) -> AdapterDir | None:

@@ -192,6 +192,8 @@ def near_key(key: Key, keys: Iterable[Key]) -> str:
 def _described_one(kind: Any) -> str:
     if typing.get_origin(kind) is Literal:
         return " or ".join("null" if v is None else str(v) for v in typing.get_args(kind))
+    if kind == list[str]:
+        return "a list of texts"
     plain = typing.get_origin(kind) or kind
     return _PLAIN.get(plain, getattr(plain, "__name__", str(plain)))
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from litgpt import cli
 from litgpt.chat import base as chat
 from litgpt.errors import InputError, MissingError
 from litgpt.generate import adapter as generate_adapter
@@ -121,6 +122,15 @@ def test_a_wrong_option_is_one_line_that_names_it(checkpoint, options, words):
         generate.main(checkpoint, **({"prompt": "a", "max_new_tokens": 5} | options))
     assert "\n" not in str(caught.value)
     assert all(word in str(caught.value) for word in words)
+
+
+def test_stops_are_texts(checkpoint, capsys):
+    told = ["generate", str(checkpoint), "--prompt", "a", "--max_new_tokens", "3", "--temperature", "0"]
+    for stop in ('["a", "5"]', "5", "["):
+        assert cli.main([*told, "--stop", stop]) == 0
+    capsys.readouterr()
+    assert cli.main([*told, "--stop", "[1]"]) == 2
+    assert "--stop: [1] is not a list of texts or null" in capsys.readouterr().err
 
 
 def test_nothing_is_a_prompt_too(checkpoint, capsys):

@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from litgpt import checkpoint, cli, storage
+from litgpt import adapters, checkpoint, cli, storage
 from litgpt.commands import COMMANDS
+from litgpt.methods.base import Method
 from litgpt.scripts import convert_to_litgpt, validate
+from tests.makers import methods as method_makers
 from tests.makers.checkpoints import CONFIGS, edit_json, make_hf_checkpoint, make_litgpt_checkpoint, random_gpt
 from tests.makers.configs import shrunk
 from tests.makers.tokenizers import train_tiny_tokenizer
@@ -118,6 +121,50 @@ def test_a_training_checkpoint_tells_what_it_is_good_for(tmp_path, capsys):
     state = next((step / "training_state").glob("*.safetensors"))
     flip(state)
     assert state.name in refusal(step, capsys)
+
+
+def adapted(home: Path, method: Method, **more) -> Path:
+    """What a finetuning with `method` leaves beside its base, `home/base`."""
+    base = make(home / "base")
+    model = method_makers.finetuned(shrunk(LLAMA), method)
+    return adapters.write(home / "final", shrunk(LLAMA), method, model, base=base, merged=False, **more)
+
+
+@pytest.mark.parametrize("name", ["lora", "dora", "adapter", "adapter_v2"])
+def test_an_adapter_is_sound_with_its_base(tmp_path, name, capsys):
+    def train(new: Path) -> None:
+        facts = {"method.name": name, "checkpoint_dir": "base"}
+        checkpoint.save_training_state(new, {"state.0": torch.ones(3)}, {"facts": facts, "complete": False})
+
+    final = adapted(tmp_path, method_makers.METHODS[name], extra=train)
+    text = report(final, capsys)
+    assert f"kind           adapter ({name.replace('dora', 'lora')})" in text
+    assert f"base model     {tmp_path / 'base'} (Hugging Face directory" in text
+    assert f"litgpt chat {final}\n" in text
+    assert f"finetune_{name} ... --resume {final}" in text
+    assert ("merge_lora" in text) == (name in ("lora", "dora"))
+    inside = report(final / "adapter", capsys)  # the same, said of the adapter's own directory
+    assert inside.splitlines()[1:6] == text.splitlines()[1:6]
+
+
+def test_an_adapter_that_does_not_hold_together_with_its_base_is_named(tmp_path, capsys):
+    final = adapted(tmp_path, method_makers.METHODS["adapter"])
+    file = final / "adapter" / "litgpt_adapter.safetensors"
+    whole = file.read_bytes()
+    flip(file)
+    assert file.name in refusal(final, capsys)
+    (final / "litgpt_manifest.json").unlink()
+    file.write_bytes(whole)
+    tensors = load_file(file)
+    save_file({name: tensor * torch.nan for name, tensor in tensors.items()}, file)
+    assert "NaN" in refusal(final, capsys)
+    save_file({name: tensor[..., :1].clone() for name, tensor in tensors.items()}, file)
+    assert "adapter" in refusal(final, capsys)
+    file.write_bytes(whole)
+    flip(tmp_path / "base" / "model.safetensors")
+    assert str(tmp_path / "base" / "model.safetensors") in refusal(final, capsys)
+    (tmp_path / "base").rename(tmp_path / "moved")
+    assert f"{tmp_path / 'base'}" in refusal(final, capsys)
 
 
 @pytest.mark.parametrize("action", ["validate", *(name for name in COMMANDS if name.startswith("convert_"))])
@@ -248,8 +295,8 @@ def test_what_is_missing_is_said_with_the_command_that_makes_it(tmp_path, gone, 
     assert ("config.json is missing" if gone == "config.json" else "has no weights") in line
 
 
-def test_an_adapter_alone_and_a_path_that_is_not_there_are_refused(tmp_path, capsys):
+def test_an_adapter_without_its_base_and_a_path_that_is_not_there_are_refused(tmp_path, capsys):
     source = make(tmp_path / "in", "lit")
     shutil.move(source / "lit_model.pth", source / "lit_model.pth.lora")
-    assert "lit_model.pth.lora belongs to an adapter" in refusal(source, capsys)
+    assert "base model of this adapter is not written down" in refusal(source, capsys)
     assert "no checkpoint at" in refusal(tmp_path / "nothing", capsys)
