@@ -8,12 +8,13 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver") or shutil.which("chromium.chromedriver")
@@ -107,14 +108,19 @@ def browsing(home: Path) -> Iterator[Browser]:
             }
             answer = client.post("/session", json={"capabilities": {"alwaysMatch": wanted}}).json()["value"]
             assert "sessionId" in answer, answer.get("message", answer)
-            client.base_url = httpx.URL(f"http://127.0.0.1:{port}/session/{answer['sessionId']}/")
+            session = f"http://127.0.0.1:{port}/session/{answer['sessionId']}"
+            client.base_url = httpx.URL(session)
             try:
                 yield Browser(client)
             finally:
-                client.delete("")
+                client.delete(session).raise_for_status()  # ends the browser, too
     finally:
+        left = psutil.Process(process.pid).children(recursive=True)
         process.terminate()
         process.wait(20)
+        for each in left:  # none, unless the session did not end as it should
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
 
 
 def _port(process: subprocess.Popen[bytes], said: Path) -> int:
