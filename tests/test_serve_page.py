@@ -627,6 +627,25 @@ def test_a_stream_that_breaks_keeps_what_came(scripted, browser, end, line):
     browser.until(f"{DONE} && document.querySelector('.answer .text').textContent === 'a time'")
 
 
+def test_a_reload_in_the_middle_keeps_what_came(scripted, browser):
+    come = threading.Event()
+    scripted.will_say("Once upon", come)
+    ask(browser, "tell", "document.querySelector('.answer .text')?.textContent === 'Once upon'")
+    browser.open(scripted.url)
+    come.set()
+    browser.until(DONE)
+    assert said(browser) == "Once upon"
+    assert "not whole" in browser.js("return document.querySelector('.answer .note').textContent")
+    come.clear()
+    scripted.will_say(come, "never read")
+    browser.press("Alt", "r")
+    browser.until("document.querySelector('.running')")
+    browser.open(scripted.url)  # before a first word: the answer before stays
+    come.set()
+    browser.until(DONE)
+    assert said(browser) == "Once upon"
+
+
 def test_a_server_that_is_gone_loses_nothing(scripted, browser):
     browser.cdp("Network.enable")
     browser.cdp("Network.emulateNetworkConditions", offline=True, latency=0, downloadThroughput=0, uploadThroughput=0)

@@ -205,12 +205,22 @@ async function write(chat, before = null) {
   const model = $("model").value || undefined;
   const message = { role: "assistant", content: "", model };
   const asked = store.request(model, chat.messages);
-  const run = { chat, message, controller: new AbortController(), times: [], saved: performance.now(), timer: 0, pause: 16, trouble: undefined };
+  const run = {
+    chat,
+    message,
+    before, // the answer that this one takes the place of
+    controller: new AbortController(),
+    times: [], // of the first piece and the last
+    saved: performance.now(),
+    timer: 0,
+    pause: 16,
+    trouble: undefined,
+  };
   runs.set(chat.id, run);
   chat.trouble = undefined;
   chat.changed = Date.now();
-  chat.messages.push(message);
   keep(chat);
+  chat.messages.push(message);
   list();
   add(message);
   settle();
@@ -222,7 +232,7 @@ async function write(chat, before = null) {
     if (error.name === "AbortError") message.reason = "stopped";
     else run.trouble = error instanceof server.Trouble ? error : new server.Trouble(`The page made a mistake: ${error.message}`);
   }
-  if (runs.get(chat.id) === run) finish(run, before);
+  if (runs.get(chat.id) === run) finish(run);
 }
 
 function take(run, { text, reason, usage }) {
@@ -230,7 +240,7 @@ function take(run, { text, reason, usage }) {
   if (text) {
     message.content += text;
     run.times.push(performance.now());
-    if (run.times.length > 2) run.times.splice(1, 1); // the first and the last
+    if (run.times.length > 2) run.times.splice(1, 1);
     run.timer ||= setTimeout(() => refresh(run), run.pause);
   }
   if (reason) message.reason = reason;
@@ -245,7 +255,6 @@ function take(run, { text, reason, usage }) {
 /** Show what is new. The more work that was, the longer until the next time: the page stays quick to use. */
 function refresh(run) {
   const started = performance.now();
-  clearTimeout(run.timer);
   run.timer = 0;
   if (run.chat === current) {
     const follows = isAtEnd();
@@ -263,8 +272,8 @@ function turnOf(message) {
   return turns.find((turn) => turn.message === message);
 }
 
-function finish(run, before) {
-  const { chat, message, trouble } = run;
+function finish(run) {
+  const { chat, message, before, trouble } = run;
   const follows = isAtEnd();
   clearTimeout(run.timer);
   runs.delete(chat.id);
@@ -287,6 +296,13 @@ function finish(run, before) {
   }
   if (!trouble) say(message.reason === "stopped" ? "Stopped." : spoken(chat === current ? turnOf(message) : null));
   else if (trouble.remedy === "key" && chat === current) askKey(trouble.message, again);
+}
+
+/** The page goes away in the middle of an answer. */
+function leave({ chat, message, before }) {
+  message.reason = "lost";
+  const messages = message.content ? chat.messages : chat.messages.toSpliced(-1, 1, ...(before ? [before] : []));
+  store.save({ ...chat, messages });
 }
 
 function spoken(turn) {
@@ -526,7 +542,7 @@ $("model").onchange = () => store.kept.set("litgpt.model", $("model").value);
 $("log").onscroll = () => ($("latest").hidden = isAtEnd());
 $("latest").onclick = toEnd;
 for (const button of document.querySelectorAll("[data-close]")) button.onclick = () => button.closest("dialog").close();
-window.addEventListener("pagehide", () => runs.forEach((run) => store.save(run.chat)));
+window.addEventListener("pagehide", () => runs.forEach(leave));
 window.addEventListener("storage", (event) => {
   if (!store.isChatKey(event.key)) return;
   const theirs = store.chat(current.id);
