@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from litgpt.model import GPT, qkv_rows
 from litgpt.scripts import convert_to_litgpt
 from tests.makers.checkpoints import CONFIGS, edit_json, random_gpt
 from tests.makers.methods import EVERYWHERE, METHODS, disturb, finetuned, logits
+from tests.makers.ranks import run_on_two
 from tests.makers.tokenizers import train_tiny_tokenizer
 from tests.test_weights import Canary, require_same_tensors
 
@@ -366,38 +365,28 @@ def test_where_there_is_no_adapter_none_is_found(tmp_path: Path) -> None:
         adapters.find(tmp_path / "nowhere")
 
 
-RANKS = """
-import sys
-import torch
-import torch.distributed as dist
+IMPORTS = """
 from pathlib import Path
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from litgpt import adapters
 from tests.makers.checkpoints import CONFIGS
 from tests.makers.methods import METHODS, finetuned
-
-folder, rank = Path(sys.argv[1]), int(sys.argv[2])
-torch.set_num_threads(1)
-dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-mesh = init_device_mesh("cpu", (2,))
+"""
+WRITE = """
+folder, mesh = Path(folder), init_device_mesh("cpu", (2,))
 for name in ("lora-everywhere", "dora", "adapter_v2"):
     model = finetuned(CONFIGS["llama"], METHODS[name])
     for block in model.blocks:
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
     adapters.write(folder / name, CONFIGS["llama"], METHODS[name], model, base=folder / "base", merged=True)
-dist.barrier()
-dist.destroy_process_group()
 """
 
 
 def test_sharded_over_two_ranks_the_same_bytes_are_written(tmp_path: Path) -> None:
     base_of(LLAMA, tmp_path)
-    command = [sys.executable, "-c", RANKS, str(tmp_path)]
-    ranks = [subprocess.Popen([*command, str(rank)], stdout=-1, stderr=-1, text=True) for rank in (0, 1)]
-    said = [process.communicate(timeout=120) for process in ranks]
-    assert [process.returncode for process in ranks] == [0, 0], said
+    run_on_two(IMPORTS, WRITE, tmp_path)
     for name in ("lora-everywhere", "dora", "adapter_v2"):
         final, _ = result(tmp_path, LLAMA, METHODS[name], merged=True)
         for file in (p.relative_to(final) for p in final.rglob("*.safetensors")):

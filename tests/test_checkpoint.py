@@ -21,6 +21,7 @@ from litgpt.errors import InputError, MachineError, MissingError
 from litgpt.model import GPT
 from tests.makers.checkpoints import CONFIGS, edit_json, make_hf_checkpoint, make_litgpt_checkpoint, random_gpt
 from tests.makers.configs import shrunk
+from tests.makers.ranks import run_on_two
 from tests.makers.tokenizers import EOS, train_tiny_tokenizer
 from tests.test_weights import Canary, hf_files, require_same_tensors
 
@@ -600,19 +601,15 @@ def test_latest_is_the_newest_whole_step_and_says_what_it_passes_over(tmp_path, 
     assert "step-00000010/model.safetensors is damaged: expected" in noted
 
 
-TWO_RANKS = """
-import sys
-import torch
-import torch.distributed as dist
+IMPORTS = """
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 from litgpt import checkpoint
 from litgpt.errors import UserError
 from tests.makers.checkpoints import random_gpt
 from tests.makers.configs import shrunk
-
-folder, rank = sys.argv[1], int(sys.argv[2])
-dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+"""
+TWO_RANKS = """
 mesh = init_device_mesh("cpu", (2,))
 config = shrunk("Llama-2-7b-hf")
 model = random_gpt(config, seed=3)
@@ -636,8 +633,6 @@ try:
     checkpoint.write(f"{folder}/out/step-2", config, state, extra=fail)
 except UserError as error:
     print(type(error).__name__, error)
-dist.barrier()
-dist.destroy_process_group()
 """
 
 
@@ -645,11 +640,8 @@ dist.destroy_process_group()
 def two_ranks(tmp_path_factory):
     """What two ranks left on the disk, and what each of them said."""
     folder = tmp_path_factory.mktemp("two_ranks")
-    command = [sys.executable, "-c", TWO_RANKS, str(folder)]
-    ranks = [subprocess.Popen([*command, str(rank)], stdout=-1, stderr=-1, text=True) for rank in (0, 1)]
-    said = [process.communicate(timeout=120) for process in ranks]
-    assert [process.returncode for process in ranks] == [0, 0], said
-    return folder / "out", [out for out, _ in said]
+    said = run_on_two(IMPORTS, TWO_RANKS, folder)
+    return folder / "out", said
 
 
 def test_saved_on_two_ranks_loads_on_one(two_ranks):
