@@ -17,7 +17,7 @@ import torch
 from litgpt import LLM, cli
 from litgpt.adapters import write
 from litgpt.checkpoint import open_
-from litgpt.errors import InputError, MachineError, UserError
+from litgpt.errors import InputError, InputTypeError, MachineError, UserError
 from litgpt.eval import evaluate, harness
 from litgpt.eval.evaluate import How, find_source
 from litgpt.eval.harness import Asked
@@ -354,6 +354,9 @@ def test_an_llm_evaluates_what_it_holds(home):
     assert llm.evaluate(text=TEXT) != score
     with pytest.raises(InputError, match="tasks"):
         llm.evaluate()
+    for tasks in (5, ["local_choice", 5]):
+        with pytest.raises(InputTypeError, match=r"tasks is .*5.*must be names"):
+            llm.evaluate(tasks)
 
 
 # -- what goes wrong, and what is kept

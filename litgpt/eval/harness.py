@@ -17,7 +17,17 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from litgpt import hub
-from litgpt.errors import InputError, MachineError, MissingError, UserError, extra_missing, near_miss, one_line, shown
+from litgpt.errors import (
+    InputError,
+    InputTypeError,
+    MachineError,
+    MissingError,
+    UserError,
+    extra_missing,
+    near_miss,
+    one_line,
+    shown,
+)
 
 if TYPE_CHECKING:
     from litgpt.eval.candidate import Candidate
@@ -69,7 +79,9 @@ class Asked:
 
 def names_in(tasks: str | Sequence[str] | None) -> tuple[str, ...]:
     """The names in "arc_easy, mmlu"."""
-    listed = tasks.split(",") if isinstance(tasks, str) else tasks or ()
+    listed = tasks.split(",") if isinstance(tasks, str) else () if tasks is None else tasks
+    if not isinstance(listed, Sequence) or not all(isinstance(name, str) for name in listed):
+        raise InputTypeError(f"tasks is {shown(tasks)}, must be names with commas between them, or a list of names")
     return tuple(dict.fromkeys(name.strip() for name in listed if name.strip()))
 
 

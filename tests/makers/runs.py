@@ -11,6 +11,7 @@ import resource
 import signal
 import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -105,8 +106,7 @@ def run_and_signal(number: int, after_step: int, folder: Path, out_dir: Path, **
             os.kill(process.pid or 0, number)
             break
         time.sleep(0.001)
-    process.join(30)
-    return -1 if process.exitcode is None else process.exitcode
+    return _ended(process, 30)
 
 
 def run_on_small_disk(largest_file: int, folder: Path, out_dir: Path, **changes: Any) -> int:
@@ -115,8 +115,16 @@ def run_on_small_disk(largest_file: int, folder: Path, out_dir: Path, **changes:
         target=_run_alone, args=(folder, out_dir, changes, largest_file)
     )
     process.start()
-    process.join(60)
-    return -1 if process.exitcode is None else process.exitcode
+    return _ended(process, 60)
+
+
+def _ended(process: BaseProcess, seconds: float) -> int:
+    """The exit status of a process; -1 of one that has to be ended, or pytest would wait for it."""
+    process.join(seconds)
+    status = process.exitcode
+    process.kill()
+    process.join()
+    return -1 if status is None else status
 
 
 def _run_alone(folder: Path, out_dir: Path, changes: dict[str, Any], largest_file: int | None = None) -> None:
