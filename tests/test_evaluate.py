@@ -423,6 +423,21 @@ def test_a_task_that_cannot_be_read_is_told_with_its_file(home, tmp_path, monkey
         harness.load(Asked(("odd",), include_path=tmp_path))
 
 
+def test_what_fails_in_a_task_is_told_from_what_fails_in_the_model(home, tmp_path, monkeypatch):
+    partly = harness.manager
+    monkeypatch.setattr(harness, "manager", lambda path, **_: partly(path, defaults=False))
+    (tmp_path / "own.py").write_text("def judge(doc, results):\n    return 1 / 0\n")
+    task = json.loads((home / "tasks" / "local_likelihood.yaml").read_text())
+    text = json.dumps(task | {"task": "own", "process_results": "own.judge"}, indent=1)
+    (tmp_path / "own.yaml").write_text(text.replace('"own.judge"', "!function own.judge"))
+    model, asked = candidate(home / "llama"), Asked(("own",), limit=1, include_path=tmp_path)
+    with pytest.raises(InputError, match=r"code of a task fails: ZeroDivisionError: .*own.py:2\)"):
+        harness.run(model, harness.load(asked), asked)
+    monkeypatch.setattr(model, "likelihoods", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        harness.run(model, harness.load(asked), asked)
+
+
 def test_results_are_never_overwritten_unasked(tmp_path):
     first = results_file(tmp_path, None, False)
     first.write_text("1")

@@ -7,6 +7,7 @@ import io
 import logging
 import random
 import sys
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -191,7 +192,7 @@ def run(candidate: Candidate, loaded: Loaded, asked: Asked) -> dict[str, Any]:
         )
     said = io.StringIO()  # bars and notes that repeat what ours say
     prepare(loaded, asked)
-    with quiet(), seeded(asked.seed), redirect_stderr(said), redirect_stdout(said):
+    with told_apart(), quiet(), seeded(asked.seed), redirect_stderr(said), redirect_stdout(said):
         results: dict[str, Any] = evaluate(
             EngineLM(candidate),
             loaded,
@@ -202,6 +203,23 @@ def run(candidate: Candidate, loaded: Loaded, asked: Asked) -> dict[str, Any]:
             confirm_run_unsafe_code=asked.confirm_run_unsafe_code,
         )
     return results
+
+
+@contextmanager
+def told_apart() -> Iterator[None]:
+    """Tasks are programs: what fails in them, and not in the model that they ask, is theirs to mend."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        frames = list(traceback.walk_tb(error.__traceback__))
+        if any(frame.f_globals.get("__name__") == "litgpt.eval.lm" for frame, _ in frames):
+            raise
+        frame, line = frames[-1]
+        where = f"{frame.f_code.co_filename}:{line}"
+        words = f"{type(error).__name__}: {one_line(error)[:300]}"
+        raise InputError(f"the code of a task fails: {words} ({where}); mend it, or leave the task out") from error
 
 
 def prepare(loaded: Loaded, asked: Asked) -> None:
