@@ -378,6 +378,9 @@ def test_an_llm_evaluates_what_it_holds(home):
         ({"include_path": Path("nowhere")}, "nowhere"),
         ({"text": Path("nowhere")}, "nowhere"),
         ({"text": Path(__file__)}, "one after the other"),
+        ({"stride": 4}, "stride is for a text"),
+        ({"text": Path(__file__), "tasks": None, "stride": 65}, "stride is 65"),
+        ({"checkpoint": "gemma", "apply_chat_template": True}, "neither a chat template nor a prompt style"),
         ({"save_filepath": Path(__file__)}, "exists already"),
     ],
 )
@@ -388,7 +391,7 @@ def test_wrong_options_are_refused_before_any_weight_is_read(home, tmp_path, mon
     monkeypatch.setattr(harness, "manager", lambda path, **_: partly(path, defaults=False))
     given = {"tasks": "local_choice", "include_path": home / "tasks", **options}
     with pytest.raises(UserError, match=words):
-        evaluate.main(home / "llama", **given)
+        evaluate.main(home / given.pop("checkpoint", "llama"), **given)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from litgpt import __version__
 from litgpt.errors import InputError, MissingError, near_miss, one_line, shown
-from litgpt.eval.harness import Asked, load, manager, names_in, run, table, versions
+from litgpt.eval.harness import Asked, load, manager, names_in, require_style, run, table, versions
+from litgpt.eval.perplexity import foretell, require_stride
 from litgpt.eval.records import Journal, fingerprint, home_of, results_file, write
 from litgpt.generate.base import Quantization
 from litgpt.report import table as table_of
@@ -88,17 +89,21 @@ def main(
     content = None if text is None else read_text(text)
     if content is None:
         asked.check()
+        if stride is not None:
+            raise InputError("stride is for a text (--text), and tasks are given; leave it out")
     elif asked.tasks:
         raise InputError("both tasks and text are given; evaluate one after the other")
     how = How.of(batch_size, device, dtype, quantize)
     source = find_source(checkpoint_dir, access_token)
+    if content is not None:
+        require_stride(stride, source.checkpoint.config.block_size)
     place = out_dir or home_of(source.directory)
     target = results_file(place, save_filepath, overwrite)
     loaded = None if content is not None else load(asked)  # before the weights: this fails more often
     journal = Journal(place / f"unfinished-{how.fingerprint(source)}.jsonl")
     with resumable(journal):
         started = time.time()
-        candidate = how.open(source, journal)
+        candidate = how.open(source, journal, in_messages=apply_chat_template and content is None)
         results: dict[str, Any]
         if loaded is not None:
             results = run(candidate, loaded, asked)
@@ -133,8 +138,6 @@ def read_text(path: Path) -> str:
 
 def told(candidate: Candidate, content: str, stride: int | None) -> dict[str, float]:
     """The figures of a text."""
-    from litgpt.eval.perplexity import foretell
-
     return foretell(candidate, content, stride).figures()
 
 
@@ -197,8 +200,8 @@ class How:
             "versions": {"litgpt": __version__, "torch": torch.__version__} | versions(),
         }
 
-    def open(self, source: Source, journal: Journal) -> Candidate:
-        """Load the model."""
+    def open(self, source: Source, journal: Journal, *, in_messages: bool = False) -> Candidate:
+        """Load the model, if there is a style for messages where they are needed."""
         from litgpt import estimate, families, prompts
         from litgpt.eval.candidate import Candidate
         from litgpt.launch import machine
@@ -206,6 +209,8 @@ class How:
         config, dtype = source.checkpoint.config, self.dtype or source.checkpoint.dtype
         tokenizer = source.tokenizer()
         style = prompts.choose(source.directory, tokenizer, families.prompt_for(config.name))
+        if in_messages:
+            require_style(style, tokenizer)
         if self.quantize is None and self.device.type == machine(1).accelerator:  # else they take half or a quarter
             need = estimate.inference_memory(config, dtype.itemsize, 1, min(config.block_size, 2048)).total
             what = config.name or str(source.directory)

@@ -32,6 +32,8 @@ from litgpt.errors import (
 
 if TYPE_CHECKING:
     from litgpt.eval.candidate import Candidate
+    from litgpt.prompts import PromptStyle
+    from litgpt.tokenizer import Tokenizer
 
 Loaded = dict[str, Any]  # lm-eval's own: "tasks", "groups", "group_map"
 
@@ -185,11 +187,8 @@ def run(candidate: Candidate, loaded: Loaded, asked: Asked) -> dict[str, Any]:
 
     from litgpt.eval.lm import EngineLM
 
-    if asked.apply_chat_template and candidate.style.name == "default":
-        raise InputError(
-            f"{candidate.tokenizer.dir}: there is neither a chat template nor a prompt style; leave out "
-            "--apply_chat_template"
-        )
+    if asked.apply_chat_template:
+        require_style(candidate.style, candidate.tokenizer)
     said = io.StringIO()  # bars and notes that repeat what ours say
     prepare(loaded, asked)
     with told_apart(), quiet(), seeded(asked.seed), redirect_stderr(said), redirect_stdout(said):
@@ -220,6 +219,14 @@ def told_apart() -> Iterator[None]:
         where = f"{frame.f_code.co_filename}:{line}"
         words = f"{type(error).__name__}: {one_line(error)[:300]}"
         raise InputError(f"the code of a task fails: {words} ({where}); mend it, or leave the task out") from error
+
+
+def require_style(style: PromptStyle, tokenizer: Tokenizer) -> None:
+    """InputError where nothing says how messages are written."""
+    if style.name == "default":
+        raise InputError(
+            f"{tokenizer.dir}: there is neither a chat template nor a prompt style; leave out --apply_chat_template"
+        )
 
 
 def prepare(loaded: Loaded, asked: Asked) -> None:

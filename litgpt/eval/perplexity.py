@@ -68,6 +68,14 @@ def windows(tokens: Sequence[int], first: int, length: int, stride: int) -> Iter
         done = end
 
 
+def require_stride(stride: int | None, length: int) -> int:
+    """A stride that a context of so many tokens has room for; None: all of it."""
+    stride = length if stride is None else stride
+    if not 1 <= stride <= length:
+        raise InputError(f"stride is {stride}; it must lie between 1 and the context of {length} tokens")
+    return stride
+
+
 def foretell(candidate: Candidate, text: str, stride: int | None = None) -> Foretold:
     """Score a whole text. It is plain text: what looks like a special token is none.
 
@@ -77,9 +85,7 @@ def foretell(candidate: Candidate, text: str, stride: int | None = None) -> Fore
         stride: tokens told by each window; None: all that it holds, so that no token is read twice.
     """
     length = candidate.max_length
-    stride = length if stride is None else stride
-    if not 1 <= stride <= length:
-        raise InputError(f"stride is {stride}; it must lie between 1 and the context of {length} tokens")
+    stride = require_stride(stride, length)
     tokens = candidate.tokenizer.encode(text, bos=False)
     if not tokens:
         raise InputError("the text is empty; there is nothing to score")
