@@ -202,6 +202,8 @@ def training_memory(
     added = trainable or 0
     trained, gradient = (total, weight) if trainable is None else (added, 4)
     copies = total * activation if weight != activation else 0  # autocast keeps its casts of the weights
+    if quantize is not None:  # of the others, that is
+        copies = copies and quantized_bytes(config, activation, quantize) - quantized_bytes(config, 0, quantize)
     if parts > 1:  # two blocks are whole at a time, one computes and one is fetched; what is in no block always is
         blocks = [_block(config, layer)[0] for layer in range(config.n_layer)]
         whole = total - sum(blocks) + 2 * max(blocks)

@@ -84,6 +84,14 @@ def test_training_memory_follows_precision_optimizer_and_what_is_trained():
     assert full.total == full.weights + full.gradients + full.optimizer + full.activations
 
 
+def test_autocast_keeps_no_copies_of_what_is_in_4_bits():
+    sizes = {"config": Config.from_name("Llama-3-8B"), "micro_batch_size": 1, "seq_len": 64, "trainable": 1000}
+    mixed = estimate.training_memory(**sizes, precision="bf16-mixed", quantize="bnb.nf4")
+    true = estimate.training_memory(**sizes, precision="bf16-true", quantize="bnb.nf4")
+    head_and_embedding = 2 * 128256 * 4096 * 2  # bytes in bf16
+    assert mixed.activations - true.activations == pytest.approx(head_and_embedding, rel=0.02)
+
+
 def test_a_part_of_a_model_takes_its_share_and_the_blocks_that_are_whole_for_a_while():
     config = Config.from_name("Llama-3-8B")
     sizes = {"config": config, "micro_batch_size": 1, "seq_len": 64, "precision": "bf16-true"}

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from litgpt import adapters, checkpoint, job, storage
+from litgpt import adapters, checkpoint, estimate, job, storage
 from litgpt.errors import DivergedError, InputError, MachineError
 from litgpt.prompts.base import PromptStyle
 from litgpt.tokenizer import Tokenizer
@@ -319,9 +319,14 @@ def test_a_program_that_asks_for_a_mode_that_does_not_train_is_told(mode, words,
     assert not (tmp_path / "run").exists()
 
 
-def test_a_base_in_4_bits_is_finetuned(folder: Path, tmp_path: Path) -> None:
+def test_a_base_in_4_bits_is_finetuned_in_the_memory_of_4_bits(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, estimated = set(), estimate.training_memory
+    monkeypatch.setattr(estimate, "training_memory", lambda *a, **k: asked.add(k["quantize"]) or estimated(*a, **k))
     out_dir = runs.run(folder, tmp_path / "run", method="lora", quantize="bnb.nf4", train={"max_steps": 3})
     assert (logits(out_dir / "final") - logits(folder / "base")).abs().max() > 1e-3
+    assert asked == {"bnb.nf4"}
     quantized = adapters.load_model(out_dir / "final" / "adapter", quantize="bnb.nf4")
     with torch.no_grad():
         apart = quantized(torch.arange(20).view(1, -1))

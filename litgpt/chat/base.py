@@ -106,8 +106,8 @@ def main(
                 chat.reset()
             print("The conversation starts anew." if message == "/reset" else HELP, file=sys.stderr)
             continue
-        chat.say(message)
-        if by_hand:
+        answered = chat.say(message)
+        if by_hand and answered:
             print(f"{chat.session.tally}\n", file=sys.stderr)
 
 
@@ -189,8 +189,11 @@ class Chat:
     def reset(self) -> None:
         self.history = []
 
-    def say(self, message: str) -> None:
-        """Answer on standard output. An interrupt ends the answer, not the conversation; so does a message too long."""
+    def say(self, message: str) -> bool:
+        """Answer on standard output; whether it could be answered.
+
+        An interrupt ends the answer, not the conversation; so does a message too long.
+        """
         if not self.session.has_turns:
             self.reset()
         from litgpt.generate.sampling import NotFiniteError
@@ -216,11 +219,12 @@ class Chat:
             if isinstance(error, NotFiniteError) and not self.history:
                 raise  # it has never said anything
             print(f"error: {error}", file=sys.stderr)
-            return
+            return False
         if interrupted:
             print(" (stopped)", end="", file=sys.stderr, flush=True)
         print(flush=True)
         self.history.append({"role": "assistant", "content": said})
+        return True
 
     def messages(self) -> Messages:
         return [*self.opening, *self.history]
