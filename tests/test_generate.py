@@ -1,5 +1,6 @@
 """`litgpt generate` and `litgpt chat`, called as the command line calls them."""
 
+import inspect
 import io
 import json
 import os
@@ -555,8 +556,17 @@ def test_a_full_finetune_is_found_as_directory_as_file_and_as_the_model_itself(c
     for directory, path in ((checkpoint, finetuned), (checkpoint, bare), (finetuned, generate_full.FINETUNED)):
         generate_full.main(directory, "The mill", finetuned_path=path, **told)
         assert capsys.readouterr().out == expected
+    drawn = [generate_full.main(finetuned, "The mill", max_new_tokens=8) or capsys.readouterr().out for _ in range(2)]
+    assert drawn[0] == drawn[1]
     with pytest.raises(MissingError, match="nowhere"):
         generate_full.main(checkpoint, finetuned_path=tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("command", [generate_full, generate_adapter, generate_adapter_v2])
+def test_arguments_without_names_are_those_of_earlier_releases(command):
+    path = "finetuned_path" if command is generate_full else "adapter_path"
+    names = ["checkpoint_dir", "prompt", "input", "sys_prompt", path, "quantize", "max_new_tokens", "top_k", "top_p"]
+    assert list(inspect.signature(command.main).parameters) == [*names, "temperature", "precision"]
 
 
 def test_an_input_stands_where_the_style_has_a_place_for_it_and_behind_the_prompt_otherwise(checkpoint):

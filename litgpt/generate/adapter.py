@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from litgpt.errors import InputError, MissingError
-from litgpt.generate.base import Quantization, show
+from litgpt.generate.base import SEED, Quantization, show
 
 ADAPTER = Path("out/finetune/adapter/final/lit_model.pth.adapter")
 
@@ -17,6 +17,7 @@ def main(
     checkpoint_dir: Path,
     prompt: str = "What food do llamas eat?",
     input: str = "",
+    sys_prompt: str | None = None,
     adapter_path: Path = ADAPTER,
     quantize: Quantization | None = None,
     max_new_tokens: int = 100,
@@ -24,7 +25,6 @@ def main(
     top_p: float = 1.0,
     temperature: float = 0.8,
     precision: str | None = None,
-    sys_prompt: str | None = None,
 ) -> None:
     """Generate text with a model and an adapter.
 
@@ -32,6 +32,7 @@ def main(
         checkpoint_dir: The checkpoint directory of the base model, or the adapter's directory itself.
         prompt: What to answer or continue.
         input: What the prompt is about, for prompt styles that have a place for it, such as alpaca.
+        sys_prompt: An instruction that comes before the prompt, for models that were trained with one.
         adapter_path: The directory that the finetune wrote, or the file of the adapter's weights.
         quantize: Weights in 4 or 8 bits, to save memory.
         max_new_tokens: Longest answer, in tokens.
@@ -39,13 +40,12 @@ def main(
         top_p: Draw from the likeliest tokens that together reach this probability only.
         temperature: Flattens (above 1) or sharpens (below 1) the choice; 0 always takes the likeliest token.
         precision: 32-true, bf16-true or 16-true; by default what the files hold.
-        sys_prompt: An instruction that comes before the prompt, for models that were trained with one.
     """
     # here, so that --help does not wait for torch
     from litgpt.generate.sampling import Sampling
     from litgpt.generate.session import Source, conversation, load_session
 
-    sampling = Sampling(temperature, top_k, top_p)
+    sampling = Sampling(temperature, top_k, top_p, SEED)
     path = _written(adapter_path)
     source = Source.find(checkpoint_dir) if path is None else Source.find(path, base=checkpoint_dir)
     if source.adapter is None:

@@ -23,6 +23,7 @@ Quantization = Literal[
     "bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq", "bnb.int8", "torchao.int8", "torchao.int4"
 ]  # fmt: skip
 PROMPT = "What food do llamas eat?"
+SEED = 1234
 
 
 def main(
@@ -41,7 +42,7 @@ def main(
     frequency_penalty: float = 0.0,
     logit_bias: dict | None = None,
     stop: list[str] | None = None,
-    seed: int = 1234,
+    seed: int = SEED,
     prompts_file: Path | None = None,
     output: Path | None = None,
     batch_size: int = 8,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from litgpt.errors import InputError, MissingError
-from litgpt.generate.base import Quantization, show
+from litgpt.generate.base import SEED, Quantization, show
 
 if TYPE_CHECKING:
     from litgpt.generate.session import Source
@@ -22,6 +22,7 @@ def main(
     checkpoint_dir: Path,
     prompt: str = "What food do llamas eat?",
     input: str = "",
+    sys_prompt: str | None = None,
     finetuned_path: Path = FINETUNED,
     quantize: Quantization | None = None,
     max_new_tokens: int = 100,
@@ -29,7 +30,6 @@ def main(
     top_p: float = 1.0,
     temperature: float = 0.8,
     precision: str | None = None,
-    sys_prompt: str | None = None,
 ) -> None:
     """Generate text with a fully finetuned model.
 
@@ -37,6 +37,7 @@ def main(
         checkpoint_dir: The checkpoint directory of the base model, or the finetuned directory itself.
         prompt: What to answer or continue.
         input: What the prompt is about, for prompt styles that have a place for it, such as alpaca.
+        sys_prompt: An instruction that comes before the prompt, for models that were trained with one.
         finetuned_path: The finetuned checkpoint: its directory, or the file of its weights.
         quantize: Weights in 4 or 8 bits, to save memory.
         max_new_tokens: Longest answer, in tokens.
@@ -44,13 +45,12 @@ def main(
         top_p: Draw from the likeliest tokens that together reach this probability only.
         temperature: Flattens (above 1) or sharpens (below 1) the choice; 0 always takes the likeliest token.
         precision: 32-true, bf16-true or 16-true; by default what the files hold.
-        sys_prompt: An instruction that comes before the prompt, for models that were trained with one.
     """
     # here, so that --help does not wait for torch
     from litgpt.generate.sampling import Sampling
     from litgpt.generate.session import conversation, load_session
 
-    sampling = Sampling(temperature, top_k, top_p)
+    sampling = Sampling(temperature, top_k, top_p, SEED)
     session = load_session(
         finetuned(checkpoint_dir, finetuned_path),
         precision=precision,
