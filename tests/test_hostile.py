@@ -16,16 +16,22 @@ from tests.makers.configs import shrunk
 from tests.makers.tokenizers import train_tiny_tokenizer
 
 WATCHED = """
-import sys
+import os, sys
 seen = []
 FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "subprocess.Popen", "socket.connect")
 from litgpt import cli  # what importing does is not watched
 import litgpt.generate.base, litgpt.generate.session, litgpt.prompts, tokenizers, jinja2.sandbox, safetensors
-sys.addaudithook(lambda event, args: seen.append(f"{event} {args}"[:200])
-                 if event.startswith(FORBIDDEN) or (event == "open" and "secret" in str(args[0])) else None)
-status = cli.main(["generate", sys.argv[1], "--prompt", "a", "--max_new_tokens", "2"])
-print("SEEN", seen)
-sys.exit(status)
+for line in sys.stdin:
+    directory = line.strip()
+    if (child := os.fork()) == 0:  # a process for each directory
+        for number, name in ((1, "out"), (2, "err")):
+            os.dup2(os.open(f"{directory}.{name}", os.O_WRONLY | os.O_CREAT, 0o600), number)
+        sys.addaudithook(lambda event, args: seen.append(f"{event} {args}"[:200])
+                         if event.startswith(FORBIDDEN) or (event == "open" and "secret" in str(args[0])) else None)
+        status = cli.main(["generate", directory, "--prompt", "a", "--max_new_tokens", "2"])
+        print("SEEN", seen)
+        sys.exit(status)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
@@ -110,29 +116,55 @@ def whole(tmp_path_factory) -> Path:
     return make_hf_checkpoint(home / "T", config, tokenizer_dir=train_tiny_tokenizer(home / "tokenizer"))
 
 
-def watched(directory: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", WATCHED, str(directory)]
-    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+class Watch:
+    """A Python that has imported all, and goes into each directory that it is told of in a process of its own."""
+
+    def __init__(self) -> None:
+        self.python = subprocess.Popen(
+            [sys.executable, "-c", WATCHED], stdin=-1, stdout=-1, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        )
+
+    def __call__(self, directory: Path) -> tuple[int, str, str]:
+        """The exit status, and what was said on both streams."""
+        assert self.python.stdin is not None
+        assert self.python.stdout is not None
+        print(directory, file=self.python.stdin, flush=True)
+        status = int(self.python.stdout.readline())
+        out, err = (directory.with_name(f"{directory.name}.{name}").read_text() for name in ("out", "err"))
+        return status, out, err
 
 
-def test_the_watch_sees_nothing_in_an_honest_directory(whole):
-    done = watched(whole)
-    assert done.returncode == 0, done.stderr
-    assert "SEEN []" in done.stdout
+@pytest.fixture(scope="module")
+def watch():
+    watch = Watch()
+    yield watch
+    watch.python.communicate()
+
+
+def test_the_watch_sees_nothing_in_an_honest_directory(whole, watch):
+    status, out, err = watch(whole)
+    assert status == 0, err
+    assert "SEEN []" in out
+
+
+def test_the_watch_sees_what_is_opened_in_secret(whole, tmp_path, watch):
+    directory = Path(shutil.copytree(whole, tmp_path / "secret"))
+    _, out, _ = watch(directory)
+    assert "config.json" in out.partition("SEEN")[2]
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__)
-def test_a_hostile_file_is_one_line_and_nothing_more(whole, tmp_path, attack):
+def test_a_hostile_file_is_one_line_and_nothing_more(whole, tmp_path, attack, watch):
     canary = tmp_path / "canary"
     (tmp_path / "secret").write_text("{}")
     (tmp_path / "secret.safetensors").write_text("{}")
     directory = Path(shutil.copytree(whole, tmp_path / "T"))
     attack(directory, canary)
 
-    done = watched(directory)
+    status, out, err = watch(directory)
 
     assert not canary.exists()
-    assert "SEEN []" in done.stdout
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.strip().splitlines()[-1].startswith("error: ")
-    assert "Traceback" not in done.stderr
+    assert "SEEN []" in out
+    assert status == 2, err
+    assert err.strip().splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in err
