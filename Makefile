@@ -21,7 +21,7 @@ quickstart: .venv/quickstart.stamp
 	@echo; echo "Talk to it: $(BIN)/litgpt chat $(OUT)/final"
 
 test: .venv/test.stamp
-	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) -q
+	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist loadfile -q
 
 lint: .venv/test.stamp
 	$(BIN)/ruff check .

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from litgpt.errors import InputError, MissingError, require_choice, require_type, shown
-from litgpt.place import Place, device_named, dtype_named, number_of, require_strategy
+from litgpt.place import Place, dtype_named, number_of, require_strategy
 
 if TYPE_CHECKING:
     from litgpt.config import Config
@@ -179,6 +179,7 @@ class LLM(torch.nn.Module):
         """
         from litgpt import prompts
         from litgpt.generate.session import Source
+        from litgpt.launch import device_named
         from litgpt.tokenizer import Tokenizer
 
         require_choice("init", init, ("pretrained", "random"))
@@ -226,6 +227,8 @@ class LLM(torch.nn.Module):
             fixed_kv_cache_size: prompt and answer together have at most so many tokens; None or
                 "max_model_supported": as many as the model's context.
         """
+        from litgpt.launch import device_named
+
         require_strategy(devices, generate_strategy)
         longest = None if fixed_kv_cache_size == "max_model_supported" else fixed_kv_cache_size
         if longest is not None and not (isinstance(longest, int) and 1 <= longest <= self.config.block_size):

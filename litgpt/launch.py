@@ -34,7 +34,7 @@ import torch
 
 from litgpt import parallel
 from litgpt.args import LogArgs
-from litgpt.errors import InputError, MachineError, UserError, extra_missing, is_out_of_memory, near_miss
+from litgpt.errors import InputError, MachineError, UserError, extra_missing, is_out_of_memory, near_miss, shown
 from litgpt.estimate import available_memory
 
 if TYPE_CHECKING:
@@ -111,6 +111,20 @@ def machine(devices: int | str = "auto", num_nodes: int = 1) -> Machine:
     if not str(devices).isdecimal() or not 1 <= int(devices) <= present:
         raise InputError(f"devices is {devices}, but this host has {present} ({kind}); give 1 to {present}, or auto")
     return Machine(kind, int(devices), num_nodes)
+
+
+def device_named(name: str | torch.device) -> torch.device:
+    """A device that is there."""
+    present = machine(1).accelerator
+    name = {"auto": present, "gpu": "cuda"}.get(str(name), name)
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"device {shown(str(name))} is not known; give cpu, cuda, cuda:1, mps or auto") from None
+    count = torch.cuda.device_count() if device.type == "cuda" else 1
+    if device.type not in ("cpu", present) or (device.index or 0) >= count:
+        raise InputError(f"device {device} is not there; this host has {f'{count} ' * (present == 'cuda')}{present}")
+    return device
 
 
 @dataclass(frozen=True)
@@ -530,6 +544,7 @@ class _Ranks:
         self.processes, self.voices, self.remedy = processes, voices, remedy
         self.ended: list[BaseProcess] = []  # by us
         self.done = threading.Event()
+        self.asking = threading.Lock()  # of two threads that ask how a process ended, one would hear that nobody knows
 
     def require_started(self) -> None:
         """Wait until every rank has what it needs; one that could not get it ends the run here, before all meet."""
@@ -547,9 +562,8 @@ class _Ranks:
             if voice.poll():
                 return voice.recv()
         for rank, process in enumerate(self.processes, start=1):
-            process.join(timeout=0.5)
-            if process.exitcode and process not in self.ended:
-                return MachineError(f"rank {rank} {_ending(process.exitcode)}; {self.remedy}")
+            if (code := self.exitcode(process, timeout=0.5)) and process not in self.ended:
+                return MachineError(f"rank {rank} {_ending(code)}; {self.remedy}")
         return MachineError(f"the connection between the ranks broke; {self.remedy}")
 
     def watch(self) -> None:
@@ -558,18 +572,25 @@ class _Ranks:
         Closing the group is such a wait, too.
         """
         while not self.done.is_set():
-            wait([p.sentinel for p in self.processes if p.exitcode is None] or [], timeout=1)
-            if any(p.exitcode for p in self.processes) and not self.done.wait(PATIENCE):
+            wait([p.sentinel for p in self.processes if self.exitcode(p) is None], timeout=1)
+            codes = [self.exitcode(p) for p in self.processes]
+            if any(codes) and not self.done.wait(PATIENCE):
                 error = self.verdict()
                 print(f"error: {error}", file=sys.stderr, flush=True)
                 self.end()
                 os._exit(error.exit_status)
-            if all(p.exitcode is not None for p in self.processes):
+            if None not in codes:
                 return
+
+    def exitcode(self, process: BaseProcess, timeout: float = 0.0) -> int | None:
+        """How a process ended; None while it runs, also after so many seconds."""
+        with self.asking:
+            process.join(timeout)
+            return process.exitcode
 
     def end(self) -> None:
         for process in self.processes:
-            if process.pid is not None and process.exitcode is None:
+            if process.pid is not None and self.exitcode(process) is None:
                 self.ended.append(process)
                 process.kill()
 
@@ -589,7 +610,7 @@ def _other_ranks(plan: Plan, port: int, story: Callable[..., Any], job: Any) -> 
                 process.start()
         yield ranks
         for process in processes:
-            process.join(timeout=PATIENCE)
+            ranks.exitcode(process, timeout=PATIENCE)
     finally:
         try:
             ranks.end()

@@ -5,6 +5,7 @@ As with `api`, importing it costs what torch costs; the rest is imported when it
 
 from __future__ import annotations
 
+import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,9 +51,12 @@ class Place:
         from litgpt.generate.session import Source
         from litgpt.launch import memory_errors
         from litgpt.placement.base import free_memory
+        from litgpt.quantize import note
 
         source = Source.find(directory)
         config, dtype = source.checkpoint.config, self.dtype or source.checkpoint.dtype
+        if self.quantize is not None and (line := note(self.quantize, self.device)) is not None:
+            print(line, file=sys.stderr)
         placement = self._spread(source, dtype, helpers)
         length = min(config.block_size, TYPICAL)
         if self.quantize is None and placement is not None:
@@ -121,22 +125,6 @@ class Place:
         is_spread, dtype = self.strategy is not None, model.wte.weight.dtype
         against = obstacle(dtype, self.device, quantize=self.quantize, compile=self.compile, is_spread=is_spread)
         prepack_as_asked(model, True, against, free_memory(self.device))
-
-
-def device_named(name: str | torch.device) -> torch.device:
-    """A device that is there."""
-    from litgpt.launch import machine
-
-    present = machine(1).accelerator
-    name = {"auto": present, "gpu": "cuda"}.get(str(name), name)
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise InputError(f"device {shown(str(name))} is not known; give cpu, cuda, cuda:1, mps or auto") from None
-    count = torch.cuda.device_count() if device.type == "cuda" else 1
-    if device.type not in ("cpu", present) or (device.index or 0) >= count:
-        raise InputError(f"device {device} is not there; this host has {f'{count} ' * (present == 'cuda')}{present}")
-    return device
 
 
 def dtype_named(precision: str | None) -> torch.dtype | None:

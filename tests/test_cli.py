@@ -626,7 +626,7 @@ def test_the_overview_names_every_action(capsys: Any) -> None:
 def process(*argv: str, stdout: Any = subprocess.PIPE) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "litgpt", *argv]
     return subprocess.run(
-        command, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=60, cwd=Path(__file__).parents[1]
+        command, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=180, cwd=Path(__file__).parents[1]
     )
 
 

@@ -404,7 +404,7 @@ def test_the_token_reaches_the_hub_and_nobody_else(there: StandIn, given: str, t
         there.storage = elsewhere.url.replace("127.0.0.1", "localhost")
         words = [REPO, "--access_token", TOKEN] if given == "option" else [REPO]
         process = command(*words, HF_TOKEN=TOKEN if given == "environment" else "")
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=180)
         assert process.returncode == 0, err
         assert elsewhere.gets("model.safetensors")
         assert not any("authorization" in r.headers for r in elsewhere.requests)

@@ -338,7 +338,7 @@ class Terminal:
         os.write(self.master, text.encode())
 
     def leave(self) -> int:
-        status = self.process.wait(timeout=30)
+        status = self.process.wait(timeout=180)
         os.close(self.master)
         return status
 
@@ -590,9 +590,9 @@ def test_a_reader_that_goes_and_an_interrupt_end_it_quietly(tmp_path):
         process.stdout.read(20)
     reader.stdout.close()
     interrupted.send_signal(signal.SIGINT)
-    status, said = reader.wait(timeout=60), reader.stderr.read()
+    status, said = reader.wait(timeout=180), reader.stderr.read()
     assert status in (0, 141), said
     assert said == ""
-    assert interrupted.wait(timeout=60) == 130
+    assert interrupted.wait(timeout=180) == 130
     assert "Traceback" not in interrupted.stderr.read()
     interrupted.stdout.close()

@@ -216,7 +216,7 @@ def test_a_broken_checkpoint_is_one_line(tmp_path):
     weights = broken / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     command = [sys.executable, "-m", "litgpt", "serve", str(broken), "--port", "0"]
-    found = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    found = subprocess.run(command, capture_output=True, text=True, timeout=180)
     assert found.returncode == 2
     assert "Serving" not in found.stdout
     assert found.stderr.strip().splitlines()[-1].startswith("error: ")

@@ -176,11 +176,12 @@ class How:
     def of(batch_size: int | str, device: str | None, dtype: str | None, quantize: str | None) -> How:
         """From what the user wrote. Raises InputError."""
         from litgpt.eval.candidate import rows_of
+        from litgpt.launch import device_named
         from litgpt.quantize import require_mode
 
         if quantize is not None:
             require_mode(quantize)
-        return How(rows_of(batch_size), device_of(device), dtype_of(dtype), quantize)
+        return How(rows_of(batch_size), device_named(device or "auto"), dtype_of(dtype), quantize)
 
     def fingerprint(self, source: Source) -> str:
         """Of everything that a score depends on, but the questions."""
@@ -205,6 +206,7 @@ class How:
         from litgpt import estimate, families, prompts
         from litgpt.eval.candidate import Candidate
         from litgpt.launch import machine
+        from litgpt.prepack import obstacle, prepack_as_asked
 
         config, dtype = source.checkpoint.config, self.dtype or source.checkpoint.dtype
         tokenizer = source.tokenizer()
@@ -216,24 +218,9 @@ class How:
             what = config.name or str(source.directory)
             estimate.require_fit(need, machine(1).free_memory(), what, "choose a smaller model, --dtype or --quantize")
         model = source.model(self.device, dtype, self.quantize).eval()
+        against = obstacle(dtype, self.device, quantize=self.quantize)
+        prepack_as_asked(model, None, against, machine(1).free_memory())  # many prompts: it always pays
         return Candidate(model, tokenizer, style, self.rows, journal)
-
-
-def device_of(name: str | None) -> torch.device:
-    """A device that is there."""
-    import torch
-
-    from litgpt.launch import machine
-
-    present = machine(1).accelerator
-    try:
-        device = torch.device(present if name in (None, "auto") else name)
-    except RuntimeError:
-        raise InputError(f"device {shown(name)} is not known; give cpu, cuda, cuda:1, mps or auto") from None
-    count = torch.cuda.device_count() if device.type == "cuda" else 1
-    if device.type not in ("cpu", present) or (device.index or 0) >= count:
-        raise InputError(f"device {device} is not there; this host has {count if present == 'cuda' else ''} {present}")
-    return device
 
 
 def dtype_of(name: str | None) -> torch.dtype | None:
