@@ -117,14 +117,11 @@ class Place:
 
     def finish(self, model: GPT) -> None:
         """What is done to a model in eval mode, once it is here."""
-        if not self.prepack:
-            return
-        from litgpt.placement.base import free_memory
-        from litgpt.prepack import obstacle, prepack_as_asked
+        if self.prepack:
+            from litgpt.prepack import prepack_as_asked
 
-        is_spread, dtype = self.strategy is not None, model.wte.weight.dtype
-        against = obstacle(dtype, self.device, quantize=self.quantize, compile=self.compile, is_spread=is_spread)
-        prepack_as_asked(model, True, against, free_memory(self.device))
+            is_spread = self.strategy is not None
+            prepack_as_asked(model, True, quantize=self.quantize, compile=self.compile, is_spread=is_spread)
 
 
 def dtype_named(precision: str | None) -> torch.dtype | None:

@@ -15,7 +15,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from litgpt.errors import InputError
-from litgpt.estimate import in_words
+from litgpt.estimate import available_memory, in_words
 from litgpt.model import GPT
 
 State = tuple[int, int]  # which memory, and how often it was written to
@@ -116,20 +116,23 @@ def prepack(model: GPT) -> None:
         model.set_submodule(name, PrepackedLinear(linear))
 
 
-def prepack_as_asked(model: GPT, asked: bool | None, against: str | None, free: int) -> None:
+def prepack_as_asked(
+    model: GPT, asked: bool | None, *, quantize: str | None = None, compile: bool = False, is_spread: bool = False
+) -> None:
     """`prepack`, or not.
 
     Args:
-        asked: None: where nothing speaks against it, and it leaves half of what memory is free.
-        against: why it is of no use here.
-        free: bytes.
+        asked: None: where it helps, and leaves half of what memory is free.
+        quantize, compile, is_spread: how the model is held, as `obstacle` takes it.
 
     Raises:
         InputError: it was asked for by name, and cannot be had.
     """
     if asked is False:
         return
-    need = sum(linear.weight.nbytes for _, linear in _plain(model))
+    at = model.wte.weight
+    against = obstacle(at.dtype, at.device, quantize=quantize, compile=compile, is_spread=is_spread)
+    need, free = sum(linear.weight.nbytes for _, linear in _plain(model)), available_memory()
     if against is None and need > (free if asked else free // 2):
         against = f"it takes {in_words(need)} of memory more, {in_words(free)} is free"
     if against is None:

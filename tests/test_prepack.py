@@ -169,17 +169,25 @@ def test_what_cannot_be_prepacked_is_refused(directory: Path, capsys: pytest.Cap
         with pytest.raises(InputError, match=reason):
             LLM.load(directory, prepack=True, **options)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="on a CPU"):
-        prepack_as_asked(random_gpt(CONFIGS["llama"]), True, obstacle(BF16, "meta"), 1 << 40)
+        prepack_as_asked(random_gpt(CONFIGS["llama"]).to("meta"), True)
+    with pytest.raises(InputError, match="on one device"):
+        prepack_as_asked(random_gpt(CONFIGS["llama"]), True, is_spread=True)
     assert cli.main(["generate", str(directory), "--precision", "32-true", "--prepack", "true"]) == 2
     assert "prepack cannot be had here" in capsys.readouterr().err
 
 
-def test_prepacking_leaves_memory_to_others() -> None:
+@needs_bf16
+def test_prepacking_leaves_memory_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
     model = random_gpt(CONFIGS["llama"], dtype=BF16)
     need = sum(module.weight.nbytes for module in model.modules() if type(module) is nn.Linear)
-    prepack_as_asked(model, None, None, 2 * need - 2)
+    free = iter((2 * need - 2, need - 1, 2 * need))
+    monkeypatch.setattr("litgpt.prepack.available_memory", lambda: next(free))
+    prepack_as_asked(model, None)
     assert not packed(model)
     with pytest.raises(InputError, match=r"it takes .* of memory more, .* is free"):
-        prepack_as_asked(model, True, None, need - 1)
-    prepack_as_asked(model, False, None, 1 << 40)
+        prepack_as_asked(model, True)
+    prepack_as_asked(model, False)
     assert not packed(model)
+    prepack_as_asked(model, None)
+    assert all(packed(model))
+    assert packed(model)

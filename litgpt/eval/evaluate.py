@@ -206,7 +206,7 @@ class How:
         from litgpt import estimate, families, prompts
         from litgpt.eval.candidate import Candidate
         from litgpt.launch import machine
-        from litgpt.prepack import obstacle, prepack_as_asked
+        from litgpt.prepack import prepack_as_asked
 
         config, dtype = source.checkpoint.config, self.dtype or source.checkpoint.dtype
         tokenizer = source.tokenizer()
@@ -218,8 +218,7 @@ class How:
             what = config.name or str(source.directory)
             estimate.require_fit(need, machine(1).free_memory(), what, "choose a smaller model, --dtype or --quantize")
         model = source.model(self.device, dtype, self.quantize).eval()
-        against = obstacle(dtype, self.device, quantize=self.quantize)
-        prepack_as_asked(model, None, against, machine(1).free_memory())  # many prompts: it always pays
+        prepack_as_asked(model, None, quantize=self.quantize)  # many prompts: it always pays
         return Candidate(model, tokenizer, style, self.rows, journal)
 
 

@@ -29,7 +29,7 @@ from litgpt.model import GPT
 from litgpt.placement.base import Placement
 from litgpt.placement.sequential import Sequential
 from litgpt.placement.tensor_parallel import TensorParallel
-from litgpt.prepack import obstacle, prepack_as_asked
+from litgpt.prepack import prepack_as_asked
 from litgpt.prompts import PromptStyle
 from litgpt.prompts.pieces import Style
 from litgpt.quantize import note, require_mode
@@ -286,10 +286,9 @@ def load_session(
         print(line, file=sys.stderr)
     model = source.model(accelerator, dtype, quantize, placement).eval()
     compile = compile and placement is None
-    against = obstacle(dtype, accelerator, quantize=quantize, compile=compile, is_spread=placement is not None)
     if prepack is None and 0 < max_new_tokens < WORTH_PREPACKING:
         prepack = False
-    prepack_as_asked(model, prepack, against, machine(1).free_memory())
+    prepack_as_asked(model, prepack, quantize=quantize, compile=compile, is_spread=placement is not None)
     least = compiled_for if compile else 64
     engine = Engine(model, max_rows, n_tokens=tokenizer.vocab_size, compile=compile, least=least)
     return Session(config, engine, tokenizer, style)
