@@ -362,6 +362,13 @@ def test_an_llm_evaluates_what_it_holds(home):
 # -- what goes wrong, and what is kept
 
 
+@pytest.fixture
+def own_tasks_only(monkeypatch):
+    """lm-eval's own list takes ten seconds."""
+    partly = harness.manager
+    monkeypatch.setattr(harness, "manager", lambda path, **_: partly(path, defaults=False))
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -384,18 +391,18 @@ def test_an_llm_evaluates_what_it_holds(home):
         ({"save_filepath": Path(__file__)}, "exists already"),
     ],
 )
-def test_wrong_options_are_refused_before_any_weight_is_read(home, tmp_path, monkeypatch, options, words):
+def test_wrong_options_are_refused_before_any_weight_is_read(
+    home, tmp_path, own_tasks_only, monkeypatch, options, words
+):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("litgpt.generate.session.Source.model", lambda *_: pytest.fail("weights were read"))
-    partly = harness.manager  # lm-eval's own list takes ten seconds
-    monkeypatch.setattr(harness, "manager", lambda path, **_: partly(path, defaults=False))
     given = {"tasks": "local_choice", "include_path": home / "tasks", **options}
     with pytest.raises(UserError, match=words):
         evaluate.main(home / given.pop("checkpoint", "llama"), **given)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_task_of_the_hub_without_a_network_is_refused_at_once(tmp_path, monkeypatch):
+def test_a_task_of_the_hub_without_a_network_is_refused_at_once(tmp_path, monkeypatch, own_tasks_only):
     import datasets
     import huggingface_hub
 
@@ -405,8 +412,6 @@ def test_a_task_of_the_hub_without_a_network_is_refused_at_once(tmp_path, monkey
     monkeypatch.setattr("time.sleep", lambda _: pytest.fail("it was tried again and again"))
     task = {"task": "far", "dataset_path": f"nobody/{tmp_path.name}", "output_type": "loglikelihood"}
     (tmp_path / "far.yaml").write_text(json.dumps(COMMON | task))
-    partly = harness.manager
-    monkeypatch.setattr(harness, "manager", lambda path, **_: partly(path, defaults=False))
     with pytest.raises(MachineError, match=f"far: cannot be loaded: .*{tmp_path.name}.*check the network"):
         harness.load(Asked(("far",), include_path=tmp_path))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -414,9 +419,7 @@ def test_a_task_of_the_hub_without_a_network_is_refused_at_once(tmp_path, monkey
         harness.load(Asked(("far",), include_path=tmp_path))
 
 
-def test_a_task_that_cannot_be_read_is_told_with_its_file(home, tmp_path, monkeypatch):
-    partly = harness.manager
-    monkeypatch.setattr(harness, "manager", lambda path, **_: partly(path, defaults=False))
+def test_a_task_that_cannot_be_read_is_told_with_its_file(home, tmp_path, own_tasks_only):
     (tmp_path / "torn.yaml").write_text("task: [torn")
     with pytest.raises(InputError, match=r"'torn' is not known; .*torn.yaml cannot be read: .*line 1"):
         harness.load(Asked(("torn",), include_path=tmp_path))
@@ -426,9 +429,7 @@ def test_a_task_that_cannot_be_read_is_told_with_its_file(home, tmp_path, monkey
         harness.load(Asked(("odd",), include_path=tmp_path))
 
 
-def test_what_fails_in_a_task_is_told_from_what_fails_in_the_model(home, tmp_path, monkeypatch):
-    partly = harness.manager
-    monkeypatch.setattr(harness, "manager", lambda path, **_: partly(path, defaults=False))
+def test_what_fails_in_a_task_is_told_from_what_fails_in_the_model(home, tmp_path, own_tasks_only, monkeypatch):
     (tmp_path / "own.py").write_text("def judge(doc, results):\n    return 1 / 0\n")
     task = json.loads((home / "tasks" / "local_likelihood.yaml").read_text())
     text = json.dumps(task | {"task": "own", "process_results": "own.judge"}, indent=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -121,7 +122,7 @@ def test_a_stream_is_the_same_answer_in_pieces(client):
 
 
 def test_concurrent_greedy_answers_equal_solitary_ones(server, session):
-    prompts = [f"{word} number {i}" for i in range(8) for word in ("mill", "river")]
+    prompts = [f"{word} number {i}" for i in range(16) for word in ("mill", "river")]
 
     async def ask_all():
         async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
@@ -140,6 +141,28 @@ def test_concurrent_greedy_answers_equal_solitary_ones(server, session):
     alone = [said_here(session, p, 5 + i, **VARIED) for i, p in enumerate(prompts)]
     assert asyncio.run(ask_all()) == alone
     assert len(set(alone)) == len(alone)
+
+
+def test_five_hundred_who_hang_up_leave_no_row(server, client, session):
+    """In turns while they wait, before the first piece, and in the middle of the stream."""
+    asked = {"model": "tiny", "messages": ASK, "max_tokens": 40, "temperature": 0, "stream": True, **VARIED}
+    body = json.dumps(asked).encode()
+    head = (
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    )
+    for number in range(500):
+        with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
+            connection.sendall(head.encode() + body)
+            if number % 3:
+                connection.recv(1)
+            if number % 3 == 2:
+                connection.recv(1000)
+    for gauge in ("litgpt_rows_in_use", "litgpt_queue_length"):
+        server.until(0, gauge)
+    assert server.metrics()["litgpt_worker_restarts_total"] == 0
+    found = client.chat.completions.create(model="tiny", messages=ASK, max_tokens=9, temperature=0, extra_body=VARIED)
+    assert found.choices[0].message.content == said_here(session, "The mill", 9, **VARIED)
 
 
 def test_a_stop_text_ends_an_answer_and_frees_its_row(client, server):
