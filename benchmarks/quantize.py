@@ -103,22 +103,17 @@ def show(models: dict[str, GPT], loads: dict[str, float], runs: dict[str, list[t
     first = [statistics.median(column) for column in zip(*runs[PLAIN], strict=True)]
     print(f"{'':18s} {'load':>7s} {'memory':>9s} {'decode':>13s} {'8 rows':>13s} {'prefill':>14s} {'moved':>7s}")
     for mode, model in models.items():
-        tensors: list[torch.Tensor] = [*model.parameters()]
+        size = sum(t.nbytes for t in model.parameters())
         for module in model.modules():
-            tensors += _packed(module)
+            packed = getattr(module, "packed", None)
+            size += 0 if packed is None else packed.nbytes
             if isinstance(module, quantize.QuantizedLinear):
-                tensors += module.buffers(recurse=False)
-        size = sum(t.numel() * t.element_size() for t in tensors)
+                size += sum(t.nbytes for t in module.buffers(recurse=False))
         speeds = [statistics.median(column) for column in zip(*runs[mode], strict=True)]
         told = [f"{speed:7.1f} {speed / base:4.2f}x" for speed, base in zip(speeds, first, strict=True)]
         moved = ((model(ids).float() - exact).norm() / exact.norm()).item()
         columns = f"{loads[mode]:6.1f}s {size / 1e6:6.0f} MB {told[0]:>13s} {told[1]:>13s} {told[2]:>14s}"
         print(f"{mode:18s} {columns} {moved:7.3f}")
-
-
-def _packed(module: torch.nn.Module) -> list[torch.Tensor]:
-    packed = getattr(module, "packed", None)
-    return [] if packed is None else [packed]
 
 
 if __name__ == "__main__":

@@ -876,9 +876,15 @@ class LLaMAMLP(nn.Module):
         self.gelu = config.gelu_approximate if config.mlp_class_name == "GemmaMLP" else None
 
     def forward(self, x: Tensor) -> Tensor:
-        gate = self.fc_1(x)
+        gate, up = both(self.fc_1, self.fc_2, x)
         gate = F.silu(gate) if self.gelu is None else F.gelu(gate, approximate=self.gelu)
-        return self.proj(gate * self.fc_2(x))
+        return self.proj(gate * up)
+
+
+def both(first: nn.Module, second: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """first(x) and second(x); at once, where what stands in for a linear can do that."""
+    together = getattr(first, "together", None)
+    return (first(x), second(x)) if together is None else together(second, x)
 
 
 class LLaMAMoE(nn.Module):

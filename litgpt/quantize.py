@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 import logging
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -24,6 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import Self
 
+from litgpt import byte_products
+from litgpt.byte_products import PackedBytes, Part
 from litgpt.errors import InputError, extra_missing, near_miss
 from litgpt.model import GPT
 from litgpt.weights import EMBEDDING, HEAD
@@ -32,8 +35,8 @@ BLOCK, ABSMAX_BLOCK = 64, 256  # weights that share a factor; factors that share
 GROUPS = (128, 64, 32)  # weights that share a factor in torchao.int4: the largest that divides a row
 OUTLIER = 6.0  # activations from here on are not rounded in LLM.int8() on a GPU (Dettmers et al. 2022)
 _AT_ONCE = 1 << 18  # elements whose codes are found together: what fits into the cache
+TOGETHER = ("fc_1", "fc_2")  # of an MLP: what `model.both` asks for; gradients go through one by one
 FOLDED = "kv_b_proj.weight"  # latent attention asks for this weight itself at each token: unpacking it would take long
-_MOST_COLUMNS = 65_000  # a row of products of two bytes still sums up in 32 bits
 
 # ------------------------------------------------------------------------------------------------------ any of them
 
@@ -72,10 +75,17 @@ class QuantizedLinear(nn.Module, ABC):
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        trains_bias = self.bias is not None and self.bias.requires_grad
-        if torch.is_grad_enabled() and (x.requires_grad or trains_bias):
+        if self._needs_gradients(x):
             return cast(Tensor, _Differentiable.apply(x, self.bias, self))
         return self.product(x)
+
+    def settle(self) -> None:
+        """Lay out what is packed for the kernel of the device, where there is one: it will be used as it is now."""
+        return
+
+    def _needs_gradients(self, x: Tensor) -> bool:
+        trains_bias = self.bias is not None and self.bias.requires_grad
+        return torch.is_grad_enabled() and (x.requires_grad or trains_bias)
 
     def _bias(self, x: Tensor) -> Tensor | None:
         return None if self.bias is None else self.bias.to(x.dtype)
@@ -229,30 +239,29 @@ def bitsandbytes() -> ModuleType:
 
 
 class PackedLinear(QuantizedLinear):
-    """Whole numbers times factors, laid out as the kernel of the device wants them.
+    """Whole numbers times factors; once it settles, laid out as the kernel of the device wants them.
 
-    Where there is no such kernel they stay as they are, in `codes`. Either can be worked out from the other.
+    Before, and where there is none, they are as they are, in `codes`. Either can be worked out from the other.
     """
 
     codes: Tensor | None
-    packed: Tensor | None  # no buffer: what oneDNN packs can be neither copied nor saved
+    packed: Any  # None, or as the kernel wants it; no buffer: it can be neither copied nor saved
 
     def __init__(self, weight: Tensor, bias: nn.Parameter | None) -> None:
         super().__init__(weight, bias)
         self.packed = None
         self.register_buffer("codes", self.encode(weight))
-        self._pack()
 
     @abstractmethod
     def encode(self, weight: Tensor) -> Tensor:
         """The codes of a weight (out, in); registers the factors."""
 
     @abstractmethod
-    def pack(self, codes: Tensor) -> Tensor | None:
-        """The codes as a kernel wants them; None: there is none."""
+    def pack(self, codes: Tensor) -> Any:
+        """The codes, and the factors, as a kernel wants them; None: there is none."""
 
     @abstractmethod
-    def unpack(self, packed: Tensor) -> Tensor:
+    def unpack(self, packed: Any) -> Tensor:
         """The codes again."""
 
     def plain(self) -> Tensor:
@@ -261,21 +270,21 @@ class PackedLinear(QuantizedLinear):
         assert self.codes is not None
         return self.codes
 
-    def _pack(self) -> None:
-        assert self.codes is not None
-        self.packed = self.pack(self.codes) if self.codes.device.type == "cpu" else None
-        self.codes = self.codes if self.packed is None else None
+    def settle(self) -> None:
+        if self.codes is not None and self.codes.device.type == "cpu":
+            self.packed = self.pack(self.codes)
+            self.codes = self.codes if self.packed is None else None
 
-    def _unpack(self) -> None:
+    def _unsettle(self) -> None:
         self.codes, self.packed = self.plain(), None
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         moves = fn(self.compute).device != self.compute.device
         if moves:
-            self._unpack()
+            self._unsettle()
         super()._apply(fn, recurse)
         if moves:
-            self._pack()
+            self.settle()
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
@@ -283,26 +292,25 @@ class PackedLinear(QuantizedLinear):
         destination[f"{prefix}codes"] = self.plain()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        comes = f"{prefix}codes" in state_dict
+        comes = any(f"{prefix}{name}" in state_dict for name in ("codes", "scale"))
         if comes:
-            self._unpack()
+            self._unsettle()
         super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[no-untyped-call]
         if comes:
-            self._pack()
+            self.settle()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "packed": None, "_buffers": {**self._buffers, "codes": self.plain()}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._pack()
+        self.settle()
 
 
 class Linear8bit(PackedLinear):
     """A byte a weight, times a factor of its row.
 
-    On a CPU that multiplies bytes, activations are taken as numbers of two digits in base 256, and both digits are
-    multiplied as whole numbers: no less exact than a product in bf16, and faster, as half the memory is read.
+    On a CPU that multiplies bytes the weight is never unpacked: `byte_products` says how.
 
     Args:
         levels: what a row's largest magnitude is divided by. torchao: 127.5, and -128 is used; bitsandbytes: 127.
@@ -310,7 +318,6 @@ class Linear8bit(PackedLinear):
     """
 
     scale: Tensor  # (out,) fp32
-    zero: Tensor  # (out,) int32, the code of 0: the kernel asks for it
 
     def __init__(self, weight: Tensor, bias: nn.Parameter | None, *, levels: float, in_half: bool = False) -> None:
         self.levels, self.in_half = levels, in_half
@@ -327,16 +334,14 @@ class Linear8bit(PackedLinear):
             inverse = self.levels / exact.abs().amax(dim=1).clamp_(min=1e-30) if self.in_half else 1 / factors
             into.copy_((exact * inverse.unsqueeze(1)).round_().clamp_(-128, 127))
         self.register_buffer("scale", scale)
-        self.register_buffer("zero", torch.zeros_like(scale, dtype=torch.int32), persistent=False)
         return codes
 
-    def pack(self, codes: Tensor) -> Tensor | None:
-        if self.in_features > _MOST_COLUMNS or not multiplies_bytes():
-            return None
-        return torch.ops.onednn.qlinear_prepack(codes, None)
+    def pack(self, codes: Tensor) -> PackedBytes | None:
+        kernel = self._kernel()
+        return None if kernel is None else kernel(codes, self.scale)
 
-    def unpack(self, packed: Tensor) -> Tensor:
-        return packed.to_dense().t().contiguous()
+    def unpack(self, packed: PackedBytes) -> Tensor:
+        return packed.codes()
 
     def dequantize(self, dtype: torch.dtype) -> Tensor:
         return (self.plain() * self.scale.unsqueeze(1)).to(dtype)
@@ -344,13 +349,41 @@ class Linear8bit(PackedLinear):
     def product(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, self.in_features)
         if self.packed is not None:
-            y = _times_bytes(rows, self.packed, self.scale, self.zero)
+            y = self.packed.times(rows, self.bias)
         else:
             assert self.codes is not None
             y = self._times_codes(rows, self.codes)
-        if self.bias is not None:
-            y = y + self.bias.to(y.dtype)
+            if self.bias is not None:
+                y = y + self.bias.to(y.dtype)
         return y.to(x.dtype).view(*x.shape[:-1], self.out_features)
+
+    def join(self, other: QuantizedLinear) -> None:
+        """Settle, and another with it: packed as one, where both can be, for what asks `together`."""
+        kernel = self._kernel()
+        joins = kernel is not None and isinstance(other, Linear8bit) and self.bias is None and other.bias is None
+        if not joins or self.codes is None or self.codes.device.type != "cpu":
+            self.settle()
+            other.settle()
+            return
+        assert kernel is not None
+        assert isinstance(other, Linear8bit)
+        whole = kernel(torch.cat((self.plain(), other.plain())), torch.cat((self.scale, other.scale)))
+        self.packed = Part(whole, slice(0, self.out_features))
+        other.packed = Part(whole, slice(self.out_features, whole.shape[0]))
+        self.codes = other.codes = None
+
+    def together(self, other: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+        """As `model.both` asks: both products with x; in one, where they are packed as one."""
+        packed, others = self.packed, getattr(other, "packed", None)
+        if not (isinstance(packed, Part) and isinstance(others, Part) and packed.whole is others.whole):
+            return self(x), other(x)
+        if self._needs_gradients(x) or torch.is_autocast_enabled(x.device.type):
+            return self(x), other(x)
+        y = packed.whole.times(x.reshape(-1, self.in_features)).view(*x.shape[:-1], -1)
+        return y[..., packed.rows], y[..., others.rows]
+
+    def _kernel(self) -> type[PackedBytes] | None:
+        return byte_products.kernel() if self.in_features <= byte_products.MOST_COLUMNS else None
 
     def _times_codes(self, rows: Tensor, codes: Tensor) -> Tensor:
         if rows.device.type == "cuda" and self.in_half:
@@ -363,39 +396,6 @@ class Linear8bit(PackedLinear):
         state = bnb.MatmulLtState()
         state.CB, state.SCB, state.has_fp16_weights, state.is_training = codes, self.scale * self.levels, False, False
         return bnb.matmul(rows, codes, state=state, threshold=OUTLIER)
-
-
-def _times_bytes(rows: Tensor, packed: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
-    """rows (M, K) times packed codes (N, K) with their factors (N,), in fp32.
-
-    v = x * 32512 / max|x|, rounded, is 256 high + low with both digits in -128..127. In v + 32896 they are its two
-    bytes, each 128 more than the digit: what the kernel takes as a byte whose zero is 128. `zero`: N zeros, int32.
-    """
-    inverse = rows.abs().amax(1, True).float().clamp_(min=1e-30).reciprocal_()
-    numbers = torch.addcmul(_HALF_UP, rows, inverse, value=32512).to(torch.uint16)
-    digits = numbers.view(torch.uint8).view(*rows.shape, 2).permute(2, 0, 1).flatten(0, 1)  # low ones, then high ones
-    y = torch.ops.onednn.qlinear_pointwise.default(
-        digits, 1 / 32512, 128, packed, scale, zero, None, 1.0, 0, torch.float32, "none", [], ""
-    )
-    return y[: len(rows)].add_(y[len(rows) :], alpha=256).div_(inverse)
-
-
-_HALF_UP = torch.tensor(32896.5)  # whole numbers are what comes before the point of what is positive
-
-
-@lru_cache
-def multiplies_bytes() -> bool:
-    """Whether this CPU has instructions for it and this torch the kernel, tried on numbers whose product is known."""
-    try:
-        if not torch.cpu._is_vnni_supported():
-            return False
-        codes = torch.arange(-40, 40, dtype=torch.int8).view(16, 5)
-        x = torch.tensor([[1.0, -2.0, 0.5, 0.25, 4.0]])
-        packed, zero = torch.ops.onednn.qlinear_prepack(codes, None), torch.zeros(16, dtype=torch.int32)
-        got = _times_bytes(x, packed, torch.ones(16), zero)
-        return torch.allclose(got, F.linear(x, codes.float()), rtol=1e-3, atol=1e-2)
-    except (AttributeError, RuntimeError, NotImplementedError, TypeError):
-        return False
 
 
 class Linear4bitGroups(PackedLinear):
@@ -519,7 +519,7 @@ def note(mode: str, device: torch.device | str) -> str | None:
             return f"note: {mode} saves memory, but answers take 3 times as long as in bf16 on this CPU; {faster}"
         if mode.endswith("int4"):
             return f"note: {mode} writes faster than bf16 on this CPU, but reads long prompts more slowly"
-        if not multiplies_bytes():
+        if byte_products.kernel() is None:
             return f"note: {mode} saves memory, but is slower than bf16 on this CPU: it does not multiply bytes"
     elif mode.startswith(("torchao.", "bnb.int8")):
         return f"note: {mode} saves memory, but one answer at a time takes longer than in bf16 on this GPU"
@@ -542,6 +542,7 @@ class Quantizer:
             self.targets[EMBEDDING if model.config.tie_embeddings else HEAD] = ("lm_head", self.mode.head)
             for name in [name for name in self.targets if name.endswith(FOLDED)]:
                 del self.targets[name]
+        self.packing: deque[PackedBytes] = deque()  # as many at once as the processor computes
 
     def take(self, name: str, weight: Tensor) -> dict[str, Tensor]:
         """What of this tensor goes into the state dict; a weight that is to be quantized is, on its own device."""
@@ -549,12 +550,31 @@ class Quantizer:
             return {name: weight}
         path, make = self.targets[name]
         bias = self.model.get_submodule(path).bias
-        self.model.set_submodule(path, make(weight, cast("nn.Parameter | None", bias)))
+        made = make(weight, cast("nn.Parameter | None", bias))
+        self.model.set_submodule(path, made)
+        self._settle(path, made)
         _trim()()  # freed weights leave holes that what is kept does not fill: in the end as much again
         return {name: weight} if name == EMBEDDING else {}
 
+    def _settle(self, path: str, made: QuantizedLinear) -> None:
+        stem, _, leaf = path.rpartition(".")
+        if leaf in TOGETHER and isinstance(made, Linear8bit) and not self.mode.trains:
+            first, second = (self.model.get_submodule(f"{stem}.{leaf}") for leaf in TOGETHER)
+            if not (isinstance(first, Linear8bit) and isinstance(second, QuantizedLinear)):
+                return  # with the other one, which is still to come
+            first.join(second)
+        else:
+            made.settle()
+        packed = getattr(made, "packed", None)
+        if isinstance(packed, PackedBytes):
+            self.packing.append(packed)
+            if len(self.packing) > torch.get_num_threads():
+                self.packing.popleft().wait()
+
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Give the model all tensors that were not quantized; `weights.import_` has seen that they are complete."""
+        while self.packing:
+            self.packing.popleft().wait()
         left = self.model.load_state_dict(state, strict=False, assign=True)
         own = {f"{path}." for path, _ in self.targets.values()}
         strays = [name for name in left.missing_keys if not any(name.startswith(path) for path in own)]

@@ -3,12 +3,22 @@
 import pytest
 import torch
 
+from litgpt import byte_products, quantize
 from litgpt.generate.engine import Engine
 from litgpt.generate.sampling import Sampling
+from litgpt.model import GPT
 from tests.test_engine import lively
 
 GREEDY = Sampling(temperature=0)
 PROMPTS = [[1, 2, 3], [7] * 30, [5], [1, 2, 3, 4]]
+
+
+def quantized(model: GPT, mode: str) -> GPT:
+    for name, linear in list(quantize.linears(model)):
+        made = quantize.MODES[mode].make(linear.weight.detach(), linear.bias)
+        made.settle()
+        model.set_submodule(name, made)
+    return model
 
 
 def answers(engine: Engine) -> list[list[int]]:
@@ -74,6 +84,24 @@ def test_real_machine_code_gives_the_same_tokens():
     engine = Engine(model, max_rows=2, compile=True)
     assert answers(engine) == answers(Engine(model, max_rows=2))
     assert engine.compiled.is_compiled
+
+
+@pytest.mark.parametrize("kernel", [byte_products.Fbgemm, byte_products.OneDnn])
+def test_real_machine_code_multiplies_packed_bytes(kernel, monkeypatch, capsys):
+    if not byte_products._is_right(kernel):
+        pytest.skip(f"no {kernel.__name__} on this CPU, or in this torch")
+    monkeypatch.setattr(byte_products, "kernel", lambda: kernel)
+    model = quantized(lively("pythia-14m", n_layer=1), "torchao.int8")
+    engine = Engine(model, max_rows=2, compile=True)
+    assert answers(engine) == answers(Engine(model, max_rows=2))
+    assert engine.compiled.is_compiled
+    assert not capsys.readouterr().err
+
+
+def test_4_bits_of_bitsandbytes_are_not_compiled_and_it_says_so(capsys):
+    model = quantized(lively("pythia-14m", n_layer=1), "bnb.nf4")
+    assert not Engine(model, compile=True).compiled.is_compiled
+    assert capsys.readouterr().err.startswith("note: not compiled: bitsandbytes' 4 bits")
 
 
 def test_without_a_compiler_it_goes_on_and_says_so(monkeypatch, capsys):

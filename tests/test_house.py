@@ -17,7 +17,8 @@ ROOMS = """
     __init__ errors commands args storage
     families.tables families.llama families.* families
     config loss cpu model estimate weights
-    methods.* methods quantize prepack optimizers parallel placement.base placement.mirror placement.* placement
+    methods.* methods byte_products quantize prepack optimizers
+    parallel placement.base placement.mirror placement.* placement
     tokenizer
     prompts.marks prompts.messages prompts.base prompts.pieces prompts.table prompts.sandbox prompts.template prompts
     checkpoint adapters report hub launch

@@ -16,12 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from litgpt import checkpoint, estimate, quantize, weights
+from litgpt import byte_products, checkpoint, estimate, quantize, weights
 from litgpt.checkpoint import load_model
 from litgpt.errors import InputError
 from litgpt.generate.engine import Engine
 from litgpt.generate.sampling import Sampling
-from litgpt.model import KVCache
+from litgpt.model import KVCache, LLaMAMLP
+from litgpt.placement.base import OneDevice
 from litgpt.quantize import (
     MODES,
     Linear4bit,
@@ -32,6 +33,7 @@ from litgpt.quantize import (
 )
 from tests.makers.checkpoints import CONFIGS, hf_model, make_hf_checkpoint, random_gpt
 from tests.makers.configs import shrunk
+from tests.makers.methods import METHODS, disturb
 
 SHAPES = [(64, 64), (48, 32), (33, 24), (7, 9), (304, 1000)]
 FOUR_BIT = ["bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq"]
@@ -45,7 +47,9 @@ def drawn(shape: tuple[int, ...], dtype: torch.dtype = torch.float32, seed: int 
 
 def quantized(mode: str, weight: torch.Tensor, *, has_bias: bool = False) -> QuantizedLinear:
     bias = nn.Parameter(drawn((len(weight),), weight.dtype, seed=1)) if has_bias else None
-    return MODES[mode].make(weight, bias)
+    linear = MODES[mode].make(weight, bias)
+    linear.settle()
+    return linear
 
 
 def prompt(rows: int, length: int) -> torch.Tensor:
@@ -142,7 +146,7 @@ def test_a_product_is_that_with_the_weight(
     mode: str, shape: tuple[int, int], dtype: torch.dtype, fast: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not fast:  # a CPU that does not multiply bytes
-        monkeypatch.setattr(quantize, "multiplies_bytes", lambda: False)
+        monkeypatch.setattr(byte_products, "kernel", lambda: None)
     linear = quantized(mode, drawn(shape, dtype), has_bias=True)
     assert linear.bias is not None
     for lead in [(1, 1), (2, 3), (40,), ()]:
@@ -260,6 +264,58 @@ def test_a_quantized_model_decodes_with_a_cache_as_without(mode: str, name: str,
     assert alone == list(Engine(model, max_rows=2).generate([5, 6, 7], greedy, max_new_tokens=4))
 
 
+@pytest.mark.skipif(byte_products.kernel() is None, reason="this CPU does not multiply bytes")
+@pytest.mark.parametrize("mode", ["torchao.int8", "bnb.int8"])
+@pytest.mark.parametrize("name", ["llama", "deepseek_v3"])
+def test_what_an_mlp_reads_twice_is_multiplied_at_once(name: str, mode: str, tmp_path: Path) -> None:
+    checkpoint_ = checkpoint.open_(make_hf_checkpoint(tmp_path / "m", CONFIGS[name]))
+    tensors = list(checkpoint_.tensors())
+    calls: list[int] = []
+    for order in (tensors, tensors[::-1]):
+        model = checkpoint.build_model(checkpoint_.config, order, torch.float32, OneDevice("cpu"), mode).eval()
+        apart = copy.deepcopy(model)  # a copy is packed one by one
+        mlps = [module for module in model.modules() if isinstance(module, LLaMAMLP)]
+        assert mlps
+        for mlp in mlps:
+            first, second = mlp.fc_1, mlp.fc_2
+            assert isinstance(first, Linear8bit)
+            assert isinstance(second, Linear8bit)
+            assert first.packed.whole is second.packed.whole
+            x = drawn((2, 3, first.in_features))
+            assert torch.equal(first(x), apart_of(apart, model, first)(x))
+            assert torch.equal(second(x), apart_of(apart, model, second)(x))
+        wholes = {id(mlp.fc_1.packed.whole): mlp.fc_1.packed.whole for mlp in mlps}
+        for whole in wholes.values():
+            times = whole.times
+            whole.times = lambda rows, times=times: calls.append(len(rows)) or times(rows)
+        ids = prompt(2, 5)
+        with torch.no_grad():
+            torch.testing.assert_close(model(ids), apart(ids))  # silu differs in the last bit by how rows lie
+        assert 0 < len(calls) <= len(mlps)
+        calls.clear()
+
+
+def apart_of(other: nn.Module, model: nn.Module, module: nn.Module) -> nn.Module:
+    """The module of `other` that has the name of this one of `model`."""
+    return other.get_submodule(next(name for name, each in model.named_modules() if each is module))
+
+
+@pytest.mark.parametrize("kind", ["lora-everywhere", "adapter_v2"])
+def test_an_adapter_stands_on_what_is_multiplied_at_once(kind: str, tmp_path: Path) -> None:
+    model = load_model(make_hf_checkpoint(tmp_path / "m", CONFIGS["llama"]), quantize="torchao.int8").eval()
+    apart, ids = copy.deepcopy(model), prompt(2, 5)
+    plain = model(ids)
+    for each in (model, apart):
+        METHODS[kind].attach(each, torch.Generator().manual_seed(0))
+        disturb(each).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids), apart(ids))
+        assert not torch.allclose(model(ids), plain)
+    grads = [torch.autograd.grad(m(ids).sum(), [p for p in m.parameters() if p.requires_grad]) for m in (model, apart)]
+    for ours, theirs in zip(*grads, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 @pytest.mark.parametrize("mode", ["torchao.int8", "torchao.int4"])
 @pytest.mark.parametrize("tied", [True, False])
 def test_torchaos_modes_have_the_head_in_8_bits(mode: str, tied: bool, tmp_path: Path) -> None:
@@ -308,6 +364,7 @@ import sys, torch
 torch.set_num_threads(1)
 from litgpt import checkpoint, quantize
 linear = quantize.MODES[sys.argv[2]].make(torch.ones(64, 64), None)
+linear.settle()
 linear(torch.ones(1, 64))
 def kilobytes(what):
     with open("/proc/self/status") as status:
@@ -382,7 +439,7 @@ def test_a_mode_that_is_slower_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "3 times as long" in (quantize.note("bnb.nf4", "cpu") or "")
     assert "this GPU" in (quantize.note("bnb.int8", "cuda") or "")
     assert quantize.note("bnb.nf4", "cuda") is None
-    monkeypatch.setattr(quantize, "multiplies_bytes", lambda: False)
+    monkeypatch.setattr(byte_products, "kernel", lambda: None)
     assert "slower than bf16 on this CPU" in (quantize.note("torchao.int8", "cpu") or "")
-    monkeypatch.setattr(quantize, "multiplies_bytes", lambda: True)
+    monkeypatch.setattr(byte_products, "kernel", lambda: byte_products.OneDnn)
     assert quantize.note("torchao.int8", "cpu") is None

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from litgpt.errors import one_line
 from litgpt.model import GPT, KVCache
+from litgpt.quantize import Linear4bit
 
 BACKEND = "inductor"
 
@@ -22,17 +23,23 @@ class CompiledStep:
 
     def __init__(self, model: GPT) -> None:
         self.model = model
-        self.is_compiled = not model.config.n_expert
         self.graphs = model.wte.weight.is_cuda
-        if not self.is_compiled:
-            _note("not compiled: which experts are needed is only known token by token")
-            return
-        if not self.graphs and BACKEND == "inductor" and (lack := _lack_of_a_compiler()):
-            self.is_compiled = False
-            _note(f"not compiled: {lack}")
+        obstacle = self._obstacle()
+        self.is_compiled = not obstacle
+        if obstacle:
+            _note(f"not compiled: {obstacle}")
             return
         mode = "reduce-overhead" if self.graphs else None  # with CUDA graphs
         self.step = torch.compile(self._logits, dynamic=False, mode=mode, backend=BACKEND)
+
+    def _obstacle(self) -> str:
+        if self.model.config.n_expert:
+            return "which experts are needed is only known token by token"
+        if self.graphs:
+            return ""
+        if any(isinstance(module, Linear4bit) for module in self.model.modules()):
+            return "bitsandbytes' 4 bits cannot be compiled on a CPU: it would take longer"  # by a half
+        return _lack_of_a_compiler() if BACKEND == "inductor" else ""
 
     def adopt(self, cache: KVCache) -> None:
         """Told of each new cache: its memory stays where it is, as CUDA graphs want it."""

@@ -53,8 +53,7 @@ class ScaledLinear(Wrapped):
         self.adapter_bias = nn.Parameter(torch.zeros(self.out_features, dtype=torch.float32, device=self.device))
         self.adapter_scale = nn.Parameter(torch.ones(self.out_features, dtype=torch.float32, device=self.device))
 
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.base(x)
+    def around(self, x: Tensor, y: Tensor) -> Tensor:
         return (y + self.adapter_bias.to(y.dtype)) * self.adapter_scale.to(y.dtype)
 
     @property

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from litgpt.config import Config
 from litgpt.errors import InputError
-from litgpt.model import GPT, known, qkv_rows
+from litgpt.model import GPT, both, known, qkv_rows
 
 
 @dataclass(frozen=True)
@@ -129,6 +129,20 @@ class Wrapped(nn.Module):
         super().__init__()
         self.base = base
         self.in_features, self.out_features = cast(int, base.in_features), cast(int, base.out_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.around(x, self.base(x))
+
+    def around(self, x: Tensor, y: Tensor) -> Tensor:
+        """What it comes to for x (..., in), where y (..., out) is what the base comes to."""
+        raise NotImplementedError
+
+    def together(self, other: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+        """As `model.both` asks: the bases may be able to."""
+        if not (isinstance(other, Wrapped) and hasattr(self.base, "together")):
+            return self(x), other(x)
+        y, others = both(self.base, other.base, x)
+        return self.around(x, y), other.around(x, others)
 
     @property
     def bias(self) -> Tensor | None:

@@ -153,8 +153,7 @@ class LoRALinear(Wrapped):
             for part in self.parts:
                 self.lora_magnitude[part.name].copy_(lengths[part.start : part.stop])
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.base(x)
+    def around(self, x: Tensor, y: Tensor) -> Tensor:
         low, up = self._low(x), self._up().to(x.dtype)
         if self.dora:
             bias, gain = self.bias, self.gain().to(y.dtype)

@@ -1,0 +1,192 @@
+"""Rows of numbers times weights of whole bytes, on a CPU that multiplies bytes: as exact as in bf16, with half to read.
+
+A number of a row is taken as two digits in base 256, each in -128..127, of the largest of its row: x = (high + low /
+256) unit, with unit = max|x| / 127. Both digits are multiplied as whole numbers, and what comes out of each is whole
+too: a row's result does not depend on the rows beside it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from functools import lru_cache
+from itertools import count
+from threading import Thread
+from typing import Any
+from weakref import WeakValueDictionary
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+MOST_COLUMNS = 65_000  # products of two bytes of a longer row may not sum up in 32 bits
+
+
+class PackedBytes(ABC):
+    """Codes (N, K) int8 of a weight whose row n is scale[n] times its codes, as a kernel wants them.
+
+    Args:
+        codes: (N, K) int8, K at most `MOST_COLUMNS`.
+        scale: (N,) fp32.
+    """
+
+    def __init__(self, codes: Tensor, scale: Tensor) -> None:
+        self.shape = codes.shape
+        self.number = next(_NUMBERS)
+        _LIVING[self.number] = self
+
+    @property
+    def nbytes(self) -> int:
+        return self.shape.numel()
+
+    def wait(self) -> None:
+        """Until the codes are packed, where a thread does that; whatever reads them waits by itself."""
+        return
+
+    @abstractmethod
+    def codes(self) -> Tensor:
+        """(N, K) int8: those it was made of."""
+
+    @abstractmethod
+    def times_digits(self, digits: Tensor) -> Tensor:
+        """digits (2M, K) fp32, whole but for rounding, times the weight: (2M, N) fp32."""
+
+    def times(self, rows: Tensor, bias: Tensor | None = None) -> Tensor:
+        """rows (M, K) times the weight, and the bias (N,) on top: (M, N) in the dtype of the rows."""
+        if len(rows) > _AT_ONCE:
+            return torch.cat([self.times(part, bias) for part in rows.split(_AT_ONCE)])
+        # few and plain steps: around one row they take as long as a tenth of the product
+        dtype, rows = rows.dtype, rows.float()
+        unit = torch.add(_TINY, rows.abs().amax(1, True), alpha=1 / 127)
+        numbers = rows / unit
+        high = numbers.round()
+        digits = torch.cat((high, numbers.sub_(high).mul_(256)))
+        if torch.compiler.is_compiling():
+            y = torch.ops.litgpt.times_bytes(digits, self.number, self.shape[0])
+        else:
+            y = self.times_digits(digits)
+        y = torch.add(y[: len(rows)], y[len(rows) :], alpha=1 / 256)
+        y = y.mul_(unit) if bias is None else torch.addcmul(bias.float(), y, unit)
+        return y.to(dtype)
+
+
+_TINY = torch.full((1, 1), torch.finfo(torch.float32).tiny)  # a row of zeros has a unit too
+
+_AT_ONCE = 256  # rows: more take memory for their digits that has to be fetched from the system each time
+
+# a compiled graph holds tensors and numbers; what fbgemm packs is neither, and oneDNN's inductor would take for its own
+_NUMBERS = count()
+_LIVING: WeakValueDictionary[int, PackedBytes] = WeakValueDictionary()
+_LIBRARY = torch.library.Library("litgpt", "FRAGMENT")
+_LIBRARY.define("times_bytes(Tensor digits, int number, int columns) -> Tensor")
+_LIBRARY.impl("times_bytes", lambda digits, number, columns: _LIVING[number].times_digits(digits), "CPU")
+_LIBRARY.impl("times_bytes", lambda digits, number, columns: digits.new_empty(len(digits), columns), "Meta")
+
+
+class Part(PackedBytes):
+    """Some rows of a weight that is packed as one with others: what has the same input is multiplied at once.
+
+    Alone it takes as long as the whole.
+    """
+
+    def __init__(self, whole: PackedBytes, rows: slice) -> None:
+        self.whole, self.rows = whole, rows
+        self.shape = torch.Size((rows.stop - rows.start, whole.shape[1]))
+
+    def wait(self) -> None:
+        self.whole.wait()
+
+    def codes(self) -> Tensor:
+        return self.whole.codes()[self.rows].clone()
+
+    def times_digits(self, digits: Tensor) -> Tensor:
+        return self.whole.times_digits(digits)[:, self.rows]
+
+    def times(self, rows: Tensor, bias: Tensor | None = None) -> Tensor:
+        y = self.whole.times(rows)[:, self.rows]
+        return y if bias is None else y + bias.to(y.dtype)
+
+
+class Fbgemm(PackedBytes):
+    """The faster one for few rows: it reads weights at 22 to 27 GB/s where oneDNN's reads at 12 to 15.
+
+    Packing takes longer than reading the weight from a disk; a thread of its own does it meanwhile.
+    """
+
+    def __init__(self, codes: Tensor, scale: Tensor) -> None:
+        super().__init__(codes, scale)
+        self._packed: Any = None
+        self._error: Exception | None = None
+        self._packer = Thread(target=self._pack, args=(codes, scale))
+        self._packer.start()
+
+    def _pack(self, codes: Tensor, scale: Tensor) -> None:
+        try:
+            zeros = torch.zeros(len(scale), dtype=torch.long)
+            weight = torch._make_per_channel_quantized_tensor(codes.contiguous(), scale.double(), zeros, 0)
+            self._packed = torch.ops.quantized.linear_prepack(weight)  # for the engine of this torch: fbgemm on x86
+        except Exception as error:  # goes to whoever asks
+            self._error = error
+
+    def wait(self) -> None:
+        self._packer.join()
+        if self._error is not None:
+            raise self._error
+
+    def codes(self) -> Tensor:
+        self.wait()
+        weight: Tensor = torch.ops.quantized.linear_unpack(self._packed)[0].int_repr()
+        return weight
+
+    def times_digits(self, digits: Tensor) -> Tensor:
+        if self._packed is None:
+            self.wait()
+        y: Tensor = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default(
+            digits, 1.0, 128, self._packed
+        )
+        return y
+
+
+class OneDnn(PackedBytes):
+    """Where torch has no fbgemm, or no longer."""
+
+    def __init__(self, codes: Tensor, scale: Tensor) -> None:
+        super().__init__(codes, scale)
+        self.packed = torch.ops.onednn.qlinear_prepack(codes, None)
+        self.scale, self.zero = scale, torch.zeros_like(scale, dtype=torch.int32)
+
+    def codes(self) -> Tensor:
+        return self.packed.to_dense().t().contiguous()
+
+    def times_digits(self, digits: Tensor) -> Tensor:
+        raised = digits.round().add_(128).clamp_(0, 255).to(torch.uint8)
+        y: Tensor = torch.ops.onednn.qlinear_pointwise.default(
+            raised, 1.0, 128, self.packed, self.scale, self.zero, None, 1.0, 0, torch.float32, "none", [], ""
+        )
+        return y
+
+
+@lru_cache
+def kernel() -> type[PackedBytes] | None:
+    """The fastest one that this CPU and this torch have, tried on numbers whose product is known."""
+    try:
+        adds_in_32_bits = torch.cpu._is_vnni_supported()
+    except AttributeError:
+        return None
+    if not adds_in_32_bits:  # in 16 bits sums overflow
+        return None
+    return next((kind for kind in (Fbgemm, OneDnn) if _is_right(kind)), None)
+
+
+def _is_right(kind: type[PackedBytes]) -> bool:
+    codes = torch.arange(-40, 40, dtype=torch.int8).view(16, 5)
+    x = torch.tensor([[1.0, -2.0, 0.5, 0.25, 4.0]])
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # said once: fbgemm's kind of tensor is to leave torch. Then it is oneDNN's
+            packed = kind(codes, torch.ones(16))
+            packed.wait()
+        right = torch.allclose(packed.times(x), F.linear(x, codes.float()), rtol=1e-3, atol=1e-2)
+        return right and torch.equal(packed.codes(), codes)
+    except (AttributeError, RuntimeError, NotImplementedError, TypeError):
+        return False
