@@ -23,15 +23,10 @@ MOST_COLUMNS = 65_000  # products of two bytes of a longer row may not sum up in
 
 
 class PackedBytes(ABC):
-    """Codes (N, K) int8 of a weight whose row n is scale[n] times its codes, as a kernel wants them.
+    """A weight (N, K), each row a factor times its codes, as a kernel wants it."""
 
-    Args:
-        codes: (N, K) int8, K at most `MOST_COLUMNS`.
-        scale: (N,) fp32.
-    """
-
-    def __init__(self, codes: Tensor, scale: Tensor) -> None:
-        self.shape = codes.shape
+    def __init__(self, shape: torch.Size) -> None:
+        self.shape = shape
         self.number = next(_NUMBERS)
         _LIVING[self.number] = self
 
@@ -90,8 +85,8 @@ class Part(PackedBytes):
     """
 
     def __init__(self, whole: PackedBytes, rows: slice) -> None:
+        super().__init__(torch.Size((rows.stop - rows.start, whole.shape[1])))
         self.whole, self.rows = whole, rows
-        self.shape = torch.Size((rows.stop - rows.start, whole.shape[1]))
 
     def wait(self) -> None:
         self.whole.wait()
@@ -102,19 +97,19 @@ class Part(PackedBytes):
     def times_digits(self, digits: Tensor) -> Tensor:
         return self.whole.times_digits(digits)[:, self.rows]
 
-    def times(self, rows: Tensor, bias: Tensor | None = None) -> Tensor:
-        y = self.whole.times(rows)[:, self.rows]
-        return y if bias is None else y + bias.to(y.dtype)
-
 
 class Fbgemm(PackedBytes):
     """The faster one for few rows: it reads weights at 22 to 27 GB/s where oneDNN's reads at 12 to 15.
 
     Packing takes longer than reading the weight from a disk; a thread of its own does it meanwhile.
+
+    Args:
+        codes: (N, K) int8, K at most `MOST_COLUMNS`.
+        scale: (N,) fp32, the factors.
     """
 
     def __init__(self, codes: Tensor, scale: Tensor) -> None:
-        super().__init__(codes, scale)
+        super().__init__(codes.shape)
         self._packed: Any = None
         self._error: Exception | None = None
         self._packer = Thread(target=self._pack, args=(codes, scale))
@@ -148,10 +143,10 @@ class Fbgemm(PackedBytes):
 
 
 class OneDnn(PackedBytes):
-    """Where torch has no fbgemm, or no longer."""
+    """Where torch has no fbgemm, or no longer. Arguments as `Fbgemm`'s."""
 
     def __init__(self, codes: Tensor, scale: Tensor) -> None:
-        super().__init__(codes, scale)
+        super().__init__(codes.shape)
         self.packed = torch.ops.onednn.qlinear_prepack(codes, None)
         self.scale, self.zero = scale, torch.zeros_like(scale, dtype=torch.int32)
 
@@ -166,8 +161,11 @@ class OneDnn(PackedBytes):
         return y
 
 
+Kernel = type[Fbgemm] | type[OneDnn]
+
+
 @lru_cache
-def kernel() -> type[PackedBytes] | None:
+def kernel() -> Kernel | None:
     """The fastest one that this CPU and this torch have, tried on numbers whose product is known."""
     try:
         adds_in_32_bits = torch.cpu._is_vnni_supported()
@@ -175,10 +173,11 @@ def kernel() -> type[PackedBytes] | None:
         return None
     if not adds_in_32_bits:  # in 16 bits sums overflow
         return None
-    return next((kind for kind in (Fbgemm, OneDnn) if _is_right(kind)), None)
+    kinds: tuple[Kernel, ...] = (Fbgemm, OneDnn)
+    return next((kind for kind in kinds if _is_right(kind)), None)
 
 
-def _is_right(kind: type[PackedBytes]) -> bool:
+def _is_right(kind: Kernel) -> bool:
     codes = torch.arange(-40, 40, dtype=torch.int8).view(16, 5)
     x = torch.tensor([[1.0, -2.0, 0.5, 0.25, 4.0]])
     try:

@@ -26,7 +26,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from litgpt import byte_products
-from litgpt.byte_products import PackedBytes, Part
+from litgpt.byte_products import Kernel, PackedBytes, Part
 from litgpt.errors import InputError, extra_missing, near_miss
 from litgpt.model import GPT
 from litgpt.weights import EMBEDDING, HEAD
@@ -382,7 +382,7 @@ class Linear8bit(PackedLinear):
         y = packed.whole.times(x.reshape(-1, self.in_features)).view(*x.shape[:-1], -1)
         return y[..., packed.rows], y[..., others.rows]
 
-    def _kernel(self) -> type[PackedBytes] | None:
+    def _kernel(self) -> Kernel | None:
         return byte_products.kernel() if self.in_features <= byte_products.MOST_COLUMNS else None
 
     def _times_codes(self, rows: Tensor, codes: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from litgpt import byte_products
-from litgpt.byte_products import MOST_COLUMNS, Fbgemm, OneDnn, PackedBytes
+from litgpt.byte_products import MOST_COLUMNS, Fbgemm, Kernel, OneDnn
 
 KERNELS = [kind for kind in (Fbgemm, OneDnn) if byte_products._is_right(kind)]
 SHAPES = [(16, 64), (33, 24), (1, 7), (300, 1000)]
@@ -27,7 +27,7 @@ def rows(count: int, columns: int) -> Tensor:
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("kind", KERNELS)
-def test_codes_come_back_and_products_are_exact(kind: type[PackedBytes], shape: tuple[int, int]) -> None:
+def test_codes_come_back_and_products_are_exact(kind: Kernel, shape: tuple[int, int]) -> None:
     codes, scale = drawn(shape)
     packed, weight = kind(codes, scale), codes.double() * scale.double().unsqueeze(1)
     assert torch.equal(packed.codes(), codes)
@@ -43,7 +43,7 @@ def test_codes_come_back_and_products_are_exact(kind: type[PackedBytes], shape: 
 
 
 @pytest.mark.parametrize("kind", KERNELS)
-def test_a_row_does_not_depend_on_its_neighbours(kind: type[PackedBytes]) -> None:
+def test_a_row_does_not_depend_on_its_neighbours(kind: Kernel) -> None:
     packed, x = kind(*drawn((300, 1000))), rows(40, 1000)
     together = packed.times(x)
     for count in (1, 3, 17):
@@ -51,7 +51,7 @@ def test_a_row_does_not_depend_on_its_neighbours(kind: type[PackedBytes]) -> Non
 
 
 @pytest.mark.parametrize("kind", KERNELS)
-def test_rows_of_any_size(kind: type[PackedBytes]) -> None:
+def test_rows_of_any_size(kind: Kernel) -> None:
     codes, scale = drawn((33, 24))
     packed, weight = kind(codes, scale), codes.double() * scale.double().unsqueeze(1)
     x = rows(6, 24) * torch.tensor([0.0, 1e-33, 1e-20, 1.0, 1e5, 1e30]).unsqueeze(1)
@@ -67,7 +67,7 @@ def test_rows_of_any_size(kind: type[PackedBytes]) -> None:
 
 
 @pytest.mark.parametrize("kind", KERNELS)
-def test_the_largest_sums_do_not_overflow(kind: type[PackedBytes]) -> None:
+def test_the_largest_sums_do_not_overflow(kind: Kernel) -> None:
     packed = kind(torch.full((1, MOST_COLUMNS), -128, dtype=torch.int8), torch.ones(1))
     for sign in (1, -1):
         y = packed.times(torch.full((1, MOST_COLUMNS), float(sign)))
