@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 LONG, SHORT, ROWS = 512, 32, 8
-PREPACKED = "prepacked"
+PREPACKED, COMPILED = "prepacked", "compiled"
 DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
 
 
@@ -44,6 +44,7 @@ def main() -> None:
         "--quantize", action="append", default=[], help="also LitGPT in this mode, such as torchao.int8"
     )
     parser.add_argument("--prepack", action="store_true", help="also LitGPT with `prepack`, for bf16")
+    parser.add_argument("--compile", action="store_true", help="also LitGPT compiled, in each --quantize mode")
     parser.add_argument("--litgpt-05", type=Path, help="Python of an environment with LitGPT 0.5")
     parser.add_argument("--llama-cpp", type=Path, help="Python of an environment with llama-cpp-python")
     parser.add_argument(
@@ -70,6 +71,7 @@ def compare(options: argparse.Namespace) -> None:
     """Rounds of all systems that have an environment, and the table."""
     pythons: dict[str, Any] = {"litgpt": sys.executable}
     modes = [PREPACKED] * options.prepack + options.quantize
+    modes += [f"{mode} {COMPILED}" for mode in options.quantize] * options.compile
     pythons |= {f"litgpt {mode}": sys.executable for mode in modes}
     pythons |= {"litgpt 0.5": options.litgpt_05, "transformers": sys.executable}
     pythons |= {"llama.cpp": options.llama_cpp and options.gguf and options.llama_cpp}
@@ -134,7 +136,9 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
 
 
 def decoded_per_second(decode: Decode, rows: int, options: argparse.Namespace) -> float:
-    steps = decode([ids(SHORT + row, row) for row in range(rows)], options.new)
+    prompts = [ids(SHORT + row, row) for row in range(rows)]
+    drain(decode(prompts, 2))
+    steps = decode(prompts, options.new)
     next(steps)
     clock = time.process_time if options.per_cpu else time.perf_counter
     started = clock()
@@ -177,16 +181,22 @@ def litgpt(options: argparse.Namespace) -> Callable[[], Decode]:
     from litgpt.generate.sampling import Sampling
     from litgpt.prepack import prepack
 
-    mode = options.system.removeprefix("litgpt").strip() or None
+    words = options.system.split()[1:]
+    compiles = COMPILED in words
+    mode = next((word for word in words if word != COMPILED), None)
 
     def load() -> Decode:
         quantize = None if mode == PREPACKED else mode
         model = load_model(options.work / "model", dtype=getattr(torch, DTYPES[options.precision]), quantize=quantize)
         if mode == PREPACKED:
             prepack(model)
-        engine = Engine(model, max_rows=ROWS)
+        engines = {}  # a compiled step computes all rows its engine may have
 
         def decode(prompts: list[list[int]], new: int) -> Step:
+            most = len(prompts) if compiles else ROWS
+            if most not in engines:
+                engines[most] = Engine(model, max_rows=most, compile=compiles)
+            engine = engines[most]
             rows = [engine.submit(prompt, Sampling(temperature=0.0), max_new_tokens=new) for prompt in prompts]
             made = 0
             while engine.busy:

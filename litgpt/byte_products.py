@@ -101,7 +101,8 @@ class Part(PackedBytes):
 class Fbgemm(PackedBytes):
     """The faster one for few rows: it reads weights at 22 to 27 GB/s where oneDNN's reads at 12 to 15.
 
-    Packing takes longer than reading the weight from a disk; a thread of its own does it meanwhile.
+    Packing takes longer than reading the weight from a disk: threads do it meanwhile, each for some of the rows, as
+    the time for each row grows with their number.
 
     Args:
         codes: (N, K) int8, K at most `MOST_COLUMNS`.
@@ -110,36 +111,51 @@ class Fbgemm(PackedBytes):
 
     def __init__(self, codes: Tensor, scale: Tensor) -> None:
         super().__init__(codes.shape)
-        self._packed: Any = None
-        self._error: Exception | None = None
-        self._packer = Thread(target=self._pack, args=(codes, scale))
-        self._packer.start()
-
-    def _pack(self, codes: Tensor, scale: Tensor) -> None:
-        try:
-            zeros = torch.zeros(len(scale), dtype=torch.long)
-            weight = torch._make_per_channel_quantized_tensor(codes.contiguous(), scale.double(), zeros, 0)
-            self._packed = torch.ops.quantized.linear_prepack(weight)  # for the engine of this torch: fbgemm on x86
-        except Exception as error:  # goes to whoever asks
-            self._error = error
+        self._packers = [_Packer(*rows) for rows in zip(*(t.split(_TOGETHER) for t in (codes, scale)), strict=True)]
+        self._packed: list[Any] = []
 
     def wait(self) -> None:
-        self._packer.join()
-        if self._error is not None:
-            raise self._error
+        self._packed = [packer.result() for packer in self._packers]
 
     def codes(self) -> Tensor:
         self.wait()
-        weight: Tensor = torch.ops.quantized.linear_unpack(self._packed)[0].int_repr()
-        return weight
+        return torch.cat([torch.ops.quantized.linear_unpack(packed)[0].int_repr() for packed in self._packed])
 
     def times_digits(self, digits: Tensor) -> Tensor:
-        if self._packed is None:
+        if not self._packed:
             self.wait()
-        y: Tensor = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default(
-            digits, 1.0, 128, self._packed
-        )
-        return y
+        product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default
+        parts = [product(digits, 1.0, 128, packed) for packed in self._packed]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+
+_TOGETHER = 1 << 14  # rows: those of an MLP, and a head in parts
+
+
+class _Packer(Thread):
+    def __init__(self, codes: Tensor, scale: Tensor) -> None:
+        super().__init__()
+        self.weight: tuple[Tensor, Tensor] | None = (codes, scale)
+        self.packed: Any = None
+        self.error: Exception | None = None
+        self.start()
+
+    def run(self) -> None:
+        assert self.weight is not None
+        codes, scale = self.weight
+        try:
+            zeros = torch.zeros(len(scale), dtype=torch.long)
+            weight = torch._make_per_channel_quantized_tensor(codes.contiguous(), scale.double(), zeros, 0)
+            self.packed = torch.ops.quantized.linear_prepack(weight)  # for the engine of this torch: fbgemm on x86
+        except Exception as error:  # goes to whoever asks
+            self.error = error
+        self.weight = None
+
+    def result(self) -> Any:
+        self.join()
+        if self.error is not None:
+            raise self.error
+        return self.packed
 
 
 class OneDnn(PackedBytes):

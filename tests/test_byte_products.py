@@ -11,7 +11,7 @@ from litgpt import byte_products
 from litgpt.byte_products import MOST_COLUMNS, Fbgemm, Kernel, OneDnn
 
 KERNELS = [kind for kind in (Fbgemm, OneDnn) if byte_products._is_right(kind)]
-SHAPES = [(16, 64), (33, 24), (1, 7), (300, 1000)]
+SHAPES = [(16, 64), (33, 24), (1, 7), (300, 1000), (40_000, 8)]
 pytestmark = pytest.mark.skipif(not KERNELS, reason="this CPU does not multiply bytes")
 
 
