@@ -195,7 +195,8 @@ def litgpt(options: argparse.Namespace) -> Callable[[], Decode]:
         def decode(prompts: list[list[int]], new: int) -> Step:
             most = len(prompts) if compiles else ROWS
             if most not in engines:
-                engines[most] = Engine(model, max_rows=most, compile=compiles)
+                room = LONG + ROWS + options.new if compiles else 64  # a cache that grows is compiled for again
+                engines[most] = Engine(model, max_rows=most, compile=compiles, least=room)
             engine = engines[most]
             rows = [engine.submit(prompt, Sampling(temperature=0.0), max_new_tokens=new) for prompt in prompts]
             made = 0

@@ -517,7 +517,7 @@ def note(mode: str, device: torch.device | str) -> str | None:
         if mode.startswith(("bnb.nf4", "bnb.fp4")):
             faster = "torchao.int8 and torchao.int4 are faster than bf16"
             return f"note: {mode} saves memory, but answers take 3 times as long as in bf16 on this CPU; {faster}"
-        if mode.endswith("int4"):
+        if mode.endswith("int4") or byte_products.kernel() is byte_products.Fbgemm:
             return f"note: {mode} writes faster than bf16 on this CPU, but reads long prompts more slowly"
         if byte_products.kernel() is None:
             return f"note: {mode} saves memory, but is slower than bf16 on this CPU: it does not multiply bytes"

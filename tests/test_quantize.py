@@ -443,3 +443,5 @@ def test_a_mode_that_is_slower_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "slower than bf16 on this CPU" in (quantize.note("torchao.int8", "cpu") or "")
     monkeypatch.setattr(byte_products, "kernel", lambda: byte_products.OneDnn)
     assert quantize.note("torchao.int8", "cpu") is None
+    monkeypatch.setattr(byte_products, "kernel", lambda: byte_products.Fbgemm)
+    assert "prompts more slowly" in (quantize.note("torchao.int8", "cpu") or "")
