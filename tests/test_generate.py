@@ -255,7 +255,8 @@ def test_a_stray_byte_in_a_pipe_is_no_reason_to_end(checkpoint, monkeypatch, cap
 
 def test_a_message_too_long_keeps_the_conversation(checkpoint, monkeypatch, capsys):
     say(monkeypatch, "mill " * 100 + "\nhello\n")
-    chat.main(checkpoint, max_new_tokens=4)
+    with pytest.raises(InputError, match="could not be answered: 1;"):
+        chat.main(checkpoint, max_new_tokens=4)
     out, err = capsys.readouterr()
     assert err.startswith("error: ")
     assert str(CONTEXT) in err
@@ -296,7 +297,7 @@ def test_an_answer_ends_where_the_context_does(checkpoint, monkeypatch, capsys):
 
 def test_a_message_of_many_lines(checkpoint, monkeypatch, capsys):
     heard: list[str] = []
-    monkeypatch.setattr(chat.Chat, "say", lambda self, message: heard.append(message))
+    monkeypatch.setattr(chat.Chat, "say", lambda self, message: not heard.append(message))
     say(monkeypatch, "one\ntwo\n!submit\nthree\n!submit\nfour\n")
     chat.main(checkpoint, multiline=True)
     assert heard == ["one\ntwo", "three", "four"]

@@ -12,7 +12,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from litgpt.errors import UserError, harmless, printable
+from litgpt.errors import InputError, UserError, harmless, printable
 from litgpt.generate.base import Quantization
 
 if TYPE_CHECKING:
@@ -98,17 +98,21 @@ def main(
         alone = "" if session.has_turns else f"\n{ALONE}"
         name = printable(session.config.name or str(checkpoint_dir))
         print(f"Chatting with {name}.\n{HELP}{sending}{alone}", file=sys.stderr)
+    unanswered = 0
     for message in messages(by_hand=by_hand, multiline=multiline):
         if message == "/quit":
-            return
+            break
         if message in ("/reset", "/help"):
             if message == "/reset":
                 chat.reset()
             print("The conversation starts anew." if message == "/reset" else HELP, file=sys.stderr)
             continue
         answered = chat.say(message)
+        unanswered += not answered
         if by_hand and answered:
             print(f"{chat.session.tally}\n", file=sys.stderr)
+    if unanswered and not by_hand:  # a script looks at the exit status
+        raise InputError(f"messages that could not be answered: {unanswered}; why is said above, for each")
 
 
 def messages(*, by_hand: bool, multiline: bool) -> Iterator[str]:
