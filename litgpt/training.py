@@ -27,7 +27,7 @@ from torch.optim import Optimizer
 from litgpt import checkpoint, launch, parallel, run_state
 from litgpt.args import EvalArgs, TrainArgs, due
 from litgpt.data.base import IGNORE, Batch, Loader, StatefulLoader
-from litgpt.errors import DivergedError, InputError
+from litgpt.errors import DivergedError, InputError, harmless
 from litgpt.report import Metrics, Progress
 from litgpt.run_state import BEST, FINAL, RunState
 
@@ -357,7 +357,7 @@ def _show_example(run: Run) -> None:
         return
     before = run_state.capture_rng()
     try:
-        run.progress.note(f"example: {run.example()}")
+        run.progress.note(f"example: {harmless(run.example())}")
     except (RuntimeError, ValueError) as error:  # nothing that only informs may end a run
         run.progress.note(f"no example answer: {error}")
     run_state.restore_rng(before)

@@ -207,6 +207,22 @@ def test_an_example_is_answered_at_each_validation_and_changes_nothing(
     assert runs.losses(tmp_path / "run") == runs.losses(finished["lora"])
 
 
+def test_an_example_tells_the_terminal_nothing_to_do(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(job, "answer", lambda *_: "\x1b[2J")
+    runs.run(
+        folder,
+        tmp_path / "run",
+        method="lora",
+        train={"max_steps": 1, "lr_warmup_steps": 0},
+        eval={"max_new_tokens": 4},
+    )
+    captured = capsys.readouterr()
+    assert "\\x1b[2J" in captured.out + captured.err
+    assert "\x1b[2J" not in captured.out + captured.err
+
+
 def test_an_example_ends_where_the_prompt_style_says(folder: Path) -> None:
     class Ends(PromptStyle):
         def stop_tokens(self, tokenizer: Tokenizer) -> list[list[int]]:
