@@ -10,14 +10,14 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from functools import lru_cache
-from itertools import count
 from threading import Thread
 from typing import Any
-from weakref import WeakValueDictionary
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from litgpt import opaque
 
 MOST_COLUMNS = 65_000  # products of two bytes of a longer row may not sum up in 32 bits
 
@@ -27,8 +27,7 @@ class PackedBytes(ABC):
 
     def __init__(self, shape: torch.Size) -> None:
         self.shape = shape
-        self.number = next(_NUMBERS)
-        _LIVING[self.number] = self
+        self.number = opaque.register(self)
 
     @property
     def nbytes(self) -> int:
@@ -43,8 +42,8 @@ class PackedBytes(ABC):
         """(N, K) int8: those it was made of."""
 
     @abstractmethod
-    def times_digits(self, digits: Tensor) -> Tensor:
-        """digits (2M, K) fp32, whole but for rounding, times the weight: (2M, N) fp32."""
+    def product(self, x: Tensor) -> Tensor:
+        """Digits (2M, K) fp32, whole but for rounding, times the weight: (2M, N) fp32."""
 
     def times(self, rows: Tensor, bias: Tensor | None = None) -> Tensor:
         """rows (M, K) times the weight, and the bias (N,) on top: (M, N) in the dtype of the rows."""
@@ -56,10 +55,8 @@ class PackedBytes(ABC):
         numbers = rows / unit
         high = numbers.round()
         digits = torch.cat((high, numbers.sub_(high).mul_(256)))
-        if torch.compiler.is_compiling():
-            y = torch.ops.litgpt.times_bytes(digits, self.number, self.shape[0])
-        else:
-            y = self.times_digits(digits)
+        compiling = torch.compiler.is_compiling()
+        y = opaque.ask(digits, self.number, self.shape[0]) if compiling else self.product(digits)
         y = torch.add(y[: len(rows)], y[len(rows) :], alpha=1 / 256)
         y = y.mul_(unit) if bias is None else torch.addcmul(bias.float(), y, unit)
         return y.to(dtype)
@@ -68,14 +65,6 @@ class PackedBytes(ABC):
 _TINY = torch.full((1, 1), torch.finfo(torch.float32).tiny)  # a row of zeros has a unit too
 
 _AT_ONCE = 256  # rows: more take memory for their digits that has to be fetched from the system each time
-
-# a compiled graph holds tensors and numbers; what fbgemm packs is neither, and oneDNN's inductor would take for its own
-_NUMBERS = count()
-_LIVING: WeakValueDictionary[int, PackedBytes] = WeakValueDictionary()
-_LIBRARY = torch.library.Library("litgpt", "FRAGMENT")
-_LIBRARY.define("times_bytes(Tensor digits, int number, int columns) -> Tensor")
-_LIBRARY.impl("times_bytes", lambda digits, number, columns: _LIVING[number].times_digits(digits), "CPU")
-_LIBRARY.impl("times_bytes", lambda digits, number, columns: digits.new_empty(len(digits), columns), "Meta")
 
 
 class Part(PackedBytes):
@@ -94,8 +83,8 @@ class Part(PackedBytes):
     def codes(self) -> Tensor:
         return self.whole.codes()[self.rows].clone()
 
-    def times_digits(self, digits: Tensor) -> Tensor:
-        return self.whole.times_digits(digits)[:, self.rows]
+    def product(self, x: Tensor) -> Tensor:
+        return self.whole.product(x)[:, self.rows]
 
 
 class Fbgemm(PackedBytes):
@@ -121,11 +110,11 @@ class Fbgemm(PackedBytes):
         self.wait()
         return torch.cat([torch.ops.quantized.linear_unpack(packed)[0].int_repr() for packed in self._packed])
 
-    def times_digits(self, digits: Tensor) -> Tensor:
+    def product(self, x: Tensor) -> Tensor:
         if not self._packed:
             self.wait()
-        product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default
-        parts = [product(digits, 1.0, 128, packed) for packed in self._packed]
+        times = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default
+        parts = [times(x, 1.0, 128, packed) for packed in self._packed]
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
@@ -169,8 +158,8 @@ class OneDnn(PackedBytes):
     def codes(self) -> Tensor:
         return self.packed.to_dense().t().contiguous()
 
-    def times_digits(self, digits: Tensor) -> Tensor:
-        raised = digits.round().add_(128).clamp_(0, 255).to(torch.uint8)
+    def product(self, x: Tensor) -> Tensor:
+        raised = x.round().add_(128).clamp_(0, 255).to(torch.uint8)
         y: Tensor = torch.ops.onednn.qlinear_pointwise.default(
             raised, 1.0, 128, self.packed, self.scale, self.zero, None, 1.0, 0, torch.float32, "none", [], ""
         )

@@ -121,7 +121,7 @@ class Place:
             from litgpt.prepack import prepack_as_asked
 
             is_spread = self.strategy is not None
-            prepack_as_asked(model, True, quantize=self.quantize, compile=self.compile, is_spread=is_spread)
+            prepack_as_asked(model, True, quantize=self.quantize, is_spread=is_spread)
 
 
 def dtype_named(precision: str | None) -> torch.dtype | None:

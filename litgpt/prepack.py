@@ -14,6 +14,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from litgpt import opaque
 from litgpt.errors import InputError
 from litgpt.estimate import available_memory, in_words
 from litgpt.model import GPT
@@ -38,6 +39,7 @@ class PrepackedLinear(nn.Linear):
         self.train(linear.training)
         self.source = _state(self.weight)
         self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach().contiguous())
+        self.number = opaque.register(self)
 
     @property
     def is_packed(self) -> bool:
@@ -45,6 +47,14 @@ class PrepackedLinear(nn.Linear):
         return self.packed is not None and self.source == _state(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling():
+            return self.product(x)
+        if torch.is_grad_enabled() or x.dtype != self.weight.dtype or torch.is_autocast_enabled("cpu"):
+            return super().forward(x)
+        return opaque.ask(x, self.number, self.out_features)
+
+    def product(self, x: Tensor) -> Tensor:
+        """What a linear makes of x (..., in): (..., out)."""
         packed = self.packed
         if packed is None:
             return super().forward(x)
@@ -71,10 +81,14 @@ class PrepackedLinear(nn.Linear):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "packed": None}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.number = opaque.register(self)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> PrepackedLinear:
         new = PrepackedLinear.__new__(PrepackedLinear)
         memo[id(self)] = new
-        new.__dict__.update(copy.deepcopy(self.__getstate__(), memo))
+        new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
         if new.weight is self.weight:  # a copy that shares the weights shares what is laid out
             new.packed = self.packed
         return new
@@ -89,7 +103,6 @@ def obstacle(
     device: torch.device | str,
     *,
     quantize: str | None = None,
-    compile: bool = False,
     is_spread: bool = False,
 ) -> str | None:
     """Why a model would not write faster for it, in words; None: it would."""
@@ -99,8 +112,6 @@ def obstacle(
         return "it is for a model on one device"
     if quantize is not None:
         return f"{quantize} has a layout of its own"
-    if compile:
-        return "a compiled model has a layout of its own"
     if dtype != torch.bfloat16:
         return f"it makes bf16 faster, and the model is in {str(dtype).removeprefix('torch.')}"
     return None if _computes_in_bf16() else "this CPU does not compute in bf16"
@@ -116,14 +127,12 @@ def prepack(model: GPT) -> None:
         model.set_submodule(name, PrepackedLinear(linear))
 
 
-def prepack_as_asked(
-    model: GPT, asked: bool | None, *, quantize: str | None = None, compile: bool = False, is_spread: bool = False
-) -> None:
+def prepack_as_asked(model: GPT, asked: bool | None, *, quantize: str | None = None, is_spread: bool = False) -> None:
     """`prepack`, or not.
 
     Args:
         asked: None: where it helps, and leaves half of what memory is free.
-        quantize, compile, is_spread: how the model is held, as `obstacle` takes it.
+        quantize, is_spread: how the model is held, as `obstacle` takes it.
 
     Raises:
         InputError: it was asked for by name, and cannot be had.
@@ -131,7 +140,7 @@ def prepack_as_asked(
     if asked is False:
         return
     at = model.wte.weight
-    against = obstacle(at.dtype, at.device, quantize=quantize, compile=compile, is_spread=is_spread)
+    against = obstacle(at.dtype, at.device, quantize=quantize, is_spread=is_spread)
     need, free = sum(linear.weight.nbytes for _, linear in _plain(model)), available_memory()
     if against is None and need > (free if asked else free // 2):
         against = f"it takes {in_words(need)} of memory more, {in_words(free)} is free"

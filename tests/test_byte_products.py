@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from litgpt import byte_products
+from litgpt import byte_products, opaque
 from litgpt.byte_products import MOST_COLUMNS, Fbgemm, Kernel, OneDnn
 
 KERNELS = [kind for kind in (Fbgemm, OneDnn) if byte_products._is_right(kind)]
@@ -98,7 +98,7 @@ def test_packing_goes_on_beside_the_reader() -> None:
 def test_where_a_kernel_is_wrong_the_next_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     byte_products.kernel.cache_clear()
     try:
-        monkeypatch.setattr(Fbgemm, "times_digits", lambda self, digits: F.linear(digits, self.codes().float()) * 1.1)
+        monkeypatch.setattr(Fbgemm, "product", lambda self, digits: F.linear(digits, self.codes().float()) * 1.1)
         assert byte_products.kernel() is (OneDnn if OneDnn in KERNELS else None)
         byte_products.kernel.cache_clear()
         monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
@@ -111,6 +111,6 @@ def test_what_is_no_longer_used_is_let_go() -> None:
     packed = KERNELS[0](*drawn((16, 64)))
     packed.wait()
     number = packed.number
-    assert byte_products._LIVING[number] is packed
+    assert opaque._LIVING[number] is packed
     del packed
-    assert number not in byte_products._LIVING
+    assert number not in opaque._LIVING

@@ -17,7 +17,7 @@ ROOMS = """
     __init__ errors commands args storage
     families.tables families.llama families.* families
     config loss cpu model estimate weights
-    methods.* methods byte_products quantize prepack optimizers
+    methods.* methods opaque byte_products quantize prepack optimizers
     parallel placement.base placement.mirror placement.* placement
     tokenizer
     prompts.marks prompts.messages prompts.base prompts.pieces prompts.table prompts.sandbox prompts.template prompts

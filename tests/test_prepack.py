@@ -158,11 +158,38 @@ def test_commands_prepack_where_it_pays(directory: Path, capsys: pytest.CaptureF
     assert capsys.readouterr().out.startswith("The mill")
 
 
+@needs_bf16
+@pytest.mark.parametrize("copied", [False, True])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_a_compiled_graph_asks_for_what_is_laid_out_and_hears_of_changes(has_bias: bool, copied: bool) -> None:
+    torch._dynamo.reset()
+    plain = nn.Linear(32, 48, bias=has_bias, dtype=BF16)
+    linear = PrepackedLinear(plain).eval()
+    asked: list[int] = []
+    product = linear.product
+    if copied:
+        linear = pickle.loads(pickle.dumps(linear))  # and nothing is laid out any more
+    else:
+        linear.product = lambda x: asked.append(1) or product(x)  # type: ignore[method-assign]
+    step = torch.compile(linear, fullgraph=True)
+    x = torch.randn(3, 5, 32).to(BF16)
+    with torch.no_grad():
+        torch.testing.assert_close(step(x), plain(x), rtol=0.02, atol=0.02)
+        before = step(x)
+        for weight in {linear.weight, plain.weight}:
+            weight.neg_()
+        torch.testing.assert_close(step(x), plain(x), rtol=0.02, atol=0.02)
+        assert not torch.allclose(step(x), before)
+    assert len(asked) == (0 if copied else 4)
+    y = step(x.requires_grad_())
+    y.float().sum().backward()
+    assert x.grad is not None
+
+
 def test_what_cannot_be_prepacked_is_refused(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for options, reason in (
         ({"precision": "32-true"}, "float32"),
         ({"quantize": "torchao.int8"}, "torchao.int8 has a layout of its own"),
-        ({"compile": True, "precision": "bf16-true"}, "a compiled model"),
     ):
         with pytest.raises(InputError, match=rf"^prepack cannot be had here: .*{reason}.*; leave it out$"):
             load_session(directory, prepack=True, **options)  # type: ignore[arg-type]

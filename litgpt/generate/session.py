@@ -288,7 +288,7 @@ def load_session(
     compile = compile and placement is None
     if prepack is None and 0 < max_new_tokens < WORTH_PREPACKING:
         prepack = False
-    prepack_as_asked(model, prepack, quantize=quantize, compile=compile, is_spread=placement is not None)
+    prepack_as_asked(model, prepack, quantize=quantize, is_spread=placement is not None)
     least = compiled_for if compile else 64
     engine = Engine(model, max_rows, n_tokens=tokenizer.vocab_size, compile=compile, least=least)
     return Session(config, engine, tokenizer, style)
