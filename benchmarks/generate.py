@@ -44,7 +44,7 @@ def main() -> None:
         "--quantize", action="append", default=[], help="also LitGPT in this mode, such as torchao.int8"
     )
     parser.add_argument("--prepack", action="store_true", help="also LitGPT with `prepack`, for bf16")
-    parser.add_argument("--compile", action="store_true", help="also LitGPT compiled, in each --quantize mode")
+    parser.add_argument("--compile", action="store_true", help="also LitGPT compiled, in each of these modes")
     parser.add_argument("--litgpt-05", type=Path, help="Python of an environment with LitGPT 0.5")
     parser.add_argument("--llama-cpp", type=Path, help="Python of an environment with llama-cpp-python")
     parser.add_argument(
@@ -71,7 +71,7 @@ def compare(options: argparse.Namespace) -> None:
     """Rounds of all systems that have an environment, and the table."""
     pythons: dict[str, Any] = {"litgpt": sys.executable}
     modes = [PREPACKED] * options.prepack + options.quantize
-    modes += [f"{mode} {COMPILED}" for mode in options.quantize] * options.compile
+    modes += [f"{mode} {COMPILED}" for mode in modes] * options.compile
     pythons |= {f"litgpt {mode}": sys.executable for mode in modes}
     pythons |= {"litgpt 0.5": options.litgpt_05, "transformers": sys.executable}
     pythons |= {"llama.cpp": options.llama_cpp and options.gguf and options.llama_cpp}
