@@ -27,7 +27,8 @@ FORMAT_VERSION = 1
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".bin")
 _BAD_PLACE = {errno.EEXIST, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.ELOOP}
 _MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.EBUSY}
-_KEPT = "what was there before is unchanged; free some space or choose another place"
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_KEPT = "what was there before is unchanged"
 _AGAIN = "copy or download it again, or use another checkpoint"
 
 
@@ -193,21 +194,36 @@ def _require_room(target: Path, need: int) -> None:
 
 @contextmanager
 def disk_errors(target: Path, new: Path, need: int) -> Iterator[None]:
-    """Turns an OSError of the disk, while `new` is written to become `target`, into one line that names the path and
-    the bytes it takes; lets all others pass."""
+    """Turns an OSError of the disk, while `new` is written to become `target`, into one line that names the path, and
+    the bytes it takes where room is what lacks; lets all others pass. Nobody is told of `new`, which nobody asked for.
+    """
     try:
         yield
     except UserError:
         raise
     except OSError as error:
-        if error.errno in _BAD_PLACE:
+        # nothing can be made in a place that is no disk's, such as /proc
+        is_no_place = error.errno == errno.ENOENT and error.filename in (str(new), new)
+        if error.errno in _BAD_PLACE or is_no_place:
             raise InputError(f"{target} cannot be written: {error.strerror}; choose another place") from error
         if error.errno not in _MACHINE:
             raise
-        least = max(need, _bytes_below(new))
-        size = f"needs at least {least:,} bytes, {_free_bytes(target):,} are free"
-        where = f" at {error.filename}" if error.filename else ""
-        raise MachineError(f"{target} could not be written: {error.strerror}{where} ({size}); {_KEPT}") from error
+        size, remedy = "", "choose another place"
+        if error.errno in _FULL:
+            least = max(need, _bytes_below(new))
+            size = f" (needs at least {least:,} bytes, {_free_bytes(target):,} are free)"
+            remedy = "free some space or choose another place"
+        what = f"{error.strerror}{_where(error, target, new)}{size}"
+        raise MachineError(f"{target} could not be written: {what}; {_KEPT}; {remedy}") from error
+
+
+def _where(error: OSError, target: Path, new: Path) -> str:
+    """ " at ...", where it is another path than `target`, by the name that it was to have."""
+    if not isinstance(error.filename, (str, Path)):
+        return ""
+    path = Path(error.filename)
+    path = target / path.relative_to(new) if path.is_relative_to(new) else path
+    return "" if path == target else f" at {path}"
 
 
 def _bytes_below(path: Path) -> int:

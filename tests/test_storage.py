@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -146,10 +147,33 @@ def test_a_directory_that_nobody_may_write_to_is_one_line(tmp_path):
     locked.chmod(0o555)
     tmp_path.parent.chmod(0o711)  # pytest keeps it to one user
     line = run(TROUBLE, locked / "final", "nobody")
-    assert f"{locked / 'final'} could not be written: Permission denied" in line
-    assert "bytes" in line
+    assert line.startswith(f"{locked / 'final'} could not be written: Permission denied")
+    assert line.endswith("; what was there before is unchanged; choose another place\n")
+    assert ".final.new" not in line
+    assert "bytes" not in line  # it is not room that lacks
     assert line.count("\n") == 1
     assert not any(locked.iterdir())
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="no /proc here")
+@pytest.mark.parametrize("writer", [atomic_dir, atomic_file])
+def test_a_place_where_nothing_can_be_made_is_named_as_it_was_given(writer):
+    with pytest.raises(InputError) as caught, writer("/proc/x") as new:
+        new.write_text("a")
+    assert str(caught.value) == "/proc/x cannot be written: No such file or directory; choose another place"
+
+
+def test_a_file_that_the_block_misses_is_told_as_it_is(tmp_path):
+    with pytest.raises(FileNotFoundError, match="missing") as caught, atomic_file(tmp_path / "final"):
+        (tmp_path / "missing").read_text()
+    assert not isinstance(caught.value, InputError)
+
+
+def test_what_fails_inside_a_directory_is_told_by_the_name_that_it_was_to_have(tmp_path):
+    with pytest.raises(MachineError) as caught, atomic_dir(tmp_path / "final") as new:
+        raise PermissionError(errno.EACCES, "Permission denied", str(new / "sub" / "a"))
+    assert f"could not be written: Permission denied at {tmp_path}/final/sub/a; " in str(caught.value)
+    assert ".final.new" not in str(caught.value)
 
 
 def test_a_failing_block_leaves_nothing_and_its_own_error(tmp_path):
