@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import os
 import shutil
 import sys
 import time
@@ -22,8 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from litgpt.errors import InputError, MissingError, require_choice, require_type, shown
-from litgpt.place import Place, dtype_named, number_of, require_strategy
+from litgpt.errors import InputError, InputTypeError, MissingError, require_choice, require_type, shown
+from litgpt.place import Place, dtype_named, mode_named, number_of, require_strategy
 
 if TYPE_CHECKING:
     from litgpt.config import Config
@@ -151,7 +152,7 @@ class LLM(torch.nn.Module):
         quantize: str | None = None,
         precision: str | None = None,
         device: str | torch.device | None = None,
-        prompt_style: str | PromptStyle | None = None,
+        prompt_style: str | Path | PromptStyle | None = None,
         compile: bool = False,
         prepack: bool = False,
     ) -> LLM:
@@ -177,13 +178,20 @@ class LLM(torch.nn.Module):
         Raises:
             UserError: what is missing, unknown, broken or too large.
         """
-        from litgpt import prompts
         from litgpt.generate.session import Source
         from litgpt.launch import device_named
         from litgpt.tokenizer import Tokenizer
 
         require_choice("init", init, ("pretrained", "random"))
         require_choice("distribute", distribute, ("auto", None))
+        _require_style(prompt_style)
+        place = Place(
+            device_named(device or "auto"),
+            dtype_named(precision),
+            mode_named(quantize),
+            compile=compile,
+            prepack=prepack,
+        )
         directory: Path | None = None
         if init == "random":
             config, tokenizer = _described(model)
@@ -191,15 +199,12 @@ class LLM(torch.nn.Module):
             source = Source.find(_path(model), access_token=access_token)
             directory, config, tokenizer = source.place, source.checkpoint.config, _tokenizer(source)
         if tokenizer_dir is not None:
+            require_type(tokenizer_dir, (str, os.PathLike), "tokenizer_dir", "a directory, or None")
             tokenizer = Tokenizer(tokenizer_dir)
-        if isinstance(prompt_style, str):
-            if tokenizer is None:
-                raise InputError(f"prompt_style {shown(prompt_style)} needs a tokenizer; give tokenizer_dir")
-            prompt_style = prompts.choose(tokenizer.dir, tokenizer, None, prompt_style)
-        llm = cls(config, tokenizer=tokenizer, prompt_style=prompt_style, checkpoint_dir=directory)
-        place = Place(
-            device_named(device or "auto"), dtype_named(precision), quantize, compile=compile, prepack=prepack
-        )
+        if prompt_style is not None and tokenizer is None:
+            raise InputError(f"prompt_style {shown(str(prompt_style))} needs a tokenizer; give tokenizer_dir")
+        style = _style(prompt_style, tokenizer)
+        llm = cls(config, tokenizer=tokenizer, prompt_style=style, checkpoint_dir=directory)
         llm.place = place
         if distribute is not None:
             llm._place(place)
@@ -231,7 +236,8 @@ class LLM(torch.nn.Module):
 
         require_strategy(devices, generate_strategy)
         longest = None if fixed_kv_cache_size == "max_model_supported" else fixed_kv_cache_size
-        if longest is not None and not (isinstance(longest, int) and 1 <= longest <= self.config.block_size):
+        is_whole = isinstance(longest, int) and not isinstance(longest, bool)
+        if longest is not None and not (is_whole and 1 <= longest <= self.config.block_size):
             raise InputError(
                 f"fixed_kv_cache_size is {shown(longest)}; it must lie between 1 and the model's context, "
                 f"{self.config.block_size}, or be max_model_supported"
@@ -239,7 +245,7 @@ class LLM(torch.nn.Module):
         place = Place(
             device_named(accelerator),
             dtype_named(precision) or self.place.dtype,
-            quantize,
+            mode_named(quantize),
             longest,
             self.place.compile,
             self.place.prepack,
@@ -440,9 +446,11 @@ class LLM(torch.nn.Module):
         from litgpt.generate.sampling import Sampling
 
         _require_at_least(1, n=n, batch_size=batch_size)
-        require_type(max_new_tokens, int, "max_new_tokens", "a whole number")
+        _require_whole(max_new_tokens, "max_new_tokens")
         if seed is not None:
-            require_type(seed, int, "seed", "a whole number, or None")
+            _require_whole(seed, "seed", "a whole number, or None")
+        if sys_prompt is not None:
+            require_type(sys_prompt, str, "sys_prompt", "text, or None")
         if logit_bias is not None:
             require_type(logit_bias, Mapping, "logit_bias", "a mapping of token ids to numbers, or None")
         require_type(stop, (str, list, tuple), "stop", "text or a list of texts")
@@ -753,7 +761,7 @@ class LLM(torch.nn.Module):
     def save(
         self,
         out_dir: str | Path | None = None,
-        prompt_style: str | PromptStyle | None = None,
+        prompt_style: str | Path | PromptStyle | None = None,
         *,
         overwrite: bool = False,
     ) -> Path:
@@ -762,13 +770,14 @@ class LLM(torch.nn.Module):
         Args:
             out_dir: where; the directory that this model was loaded from or saved to is replaced, any other that is not
                 empty is refused.
-            prompt_style: a style to keep with the model, instead of its own.
+            prompt_style: a style to keep with the model, its name or a Jinja file, instead of its own.
             overwrite: replace whatever `out_dir` holds.
         """
-        from litgpt import adapters, checkpoint, prompts
+        from litgpt import adapters, checkpoint
 
         if out_dir is None:
             raise InputError("out_dir is missing; give the directory to write")
+        require_type(out_dir, (str, os.PathLike), "out_dir", "the directory to write")
         if self.place.quantize is not None:
             raise InputError(f"a model in {self.place.quantize} is not saved; load it without quantize, then save it")
         if self.place.is_cut:
@@ -778,7 +787,7 @@ class LLM(torch.nn.Module):
         adapter = None if self.checkpoint_dir is None else adapters.find(self.checkpoint_dir)
         if adapter is not None and adapter.method != "lora":
             raise InputError(f"a model with {adapter.method} is no whole model; copy {adapter.home} instead")
-        style = prompts.from_name(prompt_style) if isinstance(prompt_style, str) else prompt_style or self._own_style
+        style = _style(prompt_style, self.tokenizer) or self._own_style
         checkpoint.write(
             target,
             self.config,
@@ -798,6 +807,27 @@ class LLM(torch.nn.Module):
 def _path(model: Any) -> str | Path:
     require_type(model, (str, Path), "model", "a checkpoint directory or a model's name")
     return model
+
+
+def _require_style(style: Any) -> None:
+    if style is not None and not isinstance(style, (str, Path)):
+        from litgpt.prompts import PromptStyle
+
+        require_type(style, PromptStyle, "prompt_style", "a style, its name or a Jinja file, or None")
+
+
+def _style(style: Any, tokenizer: Tokenizer | None) -> PromptStyle | None:
+    """A style, its name or a Jinja file: the style; None where there is none."""
+    _require_style(style)
+    if not isinstance(style, (str, Path)):
+        return style
+    from litgpt import prompts
+
+    if Path(style).suffix != ".jinja":
+        return prompts.from_name(str(style))
+    if tokenizer is None:
+        raise InputError(f"prompt_style {style} needs a tokenizer; give tokenizer_dir to LLM.load")
+    return prompts.from_file(Path(style), tokenizer)
 
 
 def _described(model: Any) -> tuple[Config, Tokenizer | None]:
@@ -826,9 +856,15 @@ def _tokenizer(source: Source) -> Tokenizer | None:
         return None
 
 
+def _require_whole(number: Any, name: str, words: str = "a whole number") -> None:
+    require_type(number, int, name, words)
+    if isinstance(number, bool):  # an int to Python
+        raise InputTypeError(f"{name} is {number}, must be {words}")
+
+
 def _require_at_least(least: int, **numbers: Any) -> None:
     for name, number in numbers.items():
-        require_type(number, int, name, "a whole number")
+        _require_whole(number, name)
         if number < least:
             raise InputError(f"{name} is {number}; it must be {least} or more")
 

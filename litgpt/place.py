@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from litgpt.errors import InputError, require_choice, shown
+from litgpt.errors import InputError, require_choice, require_type, shown
 
 if TYPE_CHECKING:
     from litgpt.config import Config
@@ -127,7 +127,21 @@ class Place:
 def dtype_named(precision: str | None) -> torch.dtype | None:
     from litgpt.generate.session import dtype_of
 
-    return None if precision is None else dtype_of(precision)
+    if precision is None:
+        return None
+    require_type(precision, str, "precision", "text such as 'bf16-true', or None")
+    return dtype_of(precision)
+
+
+def mode_named(quantize: str | None) -> str | None:
+    """`quantize`, which is known to be a mode then, or None: asked before a model is let go for another."""
+    if quantize is None:
+        return None
+    from litgpt.quantize import require_mode
+
+    require_type(quantize, str, "quantize", "text such as 'bnb.nf4', or None")
+    require_mode(quantize)
+    return quantize
 
 
 def require_strategy(devices: int | str, strategy: str | None) -> None:

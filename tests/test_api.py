@@ -90,12 +90,30 @@ def test_a_random_model_needs_a_name_and_no_tokenizer():
         ({"precision": "bf16"}, "bf16-true"),
         ({"device": "gpu:x"}, "device"),
         ({"quantize": "bnb.nf5"}, "bnb.nf4"),
+        ({"quantize": 5}, "quantize is of type int"),
+        ({"precision": 5}, "precision is of type int"),
+        ({"tokenizer_dir": 5}, "tokenizer_dir is of type int"),
         ({"prompt_style": "alpacca"}, "did you mean 'alpaca'"),
+        ({"prompt_style": Path("alpacca")}, "did you mean 'alpaca'"),
+        ({"prompt_style": Path("no.jinja")}, "no.jinja"),
+        ({"prompt_style": 5}, "prompt_style is of type int, must be a style, its name or a Jinja file"),
     ],
 )
-def test_a_wrong_option_of_load_is_named(checkpoint, options, message):
-    with pytest.raises(ValueError, match=message):
+def test_a_wrong_option_of_load_is_named_and_nothing_else_is_said(checkpoint, options, message, capsys):
+    with pytest.raises((InputError, InputTypeError), match=message):
         LLM.load(checkpoint, **options)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_style_is_named_by_a_path_as_by_a_text(checkpoint, tmp_path):
+    (tmp_path / "mine.jinja").write_text(TEMPLATE)
+    messages = [{"role": "user", "content": "The mill"}]
+    style = LLM.load(checkpoint, prompt_style=str(tmp_path / "mine.jinja")).prompt_style
+    assert style.render(messages) == "user:The mill\n"
+    llm = LLM.load(checkpoint, prompt_style=tmp_path / "mine.jinja")
+    assert llm.prompt_style.render(messages) == style.render(messages)
+    out = LLM.load(checkpoint).save(tmp_path / "out", prompt_style=tmp_path / "mine.jinja")
+    assert LLM.load(out).prompt_style.render(messages) == style.render(messages)
 
 
 def test_a_model_that_is_not_there_is_named_and_no_name_is_a_type_error():
@@ -128,12 +146,19 @@ def test_a_model_is_placed_when_it_is_told_so_with_the_weights_it_has(checkpoint
         ({"devices": 2}, "several devices need a generate_strategy"),
         ({"generate_strategy": "sequental"}, "did you mean 'sequential'"),
         ({"fixed_kv_cache_size": CONTEXT + 1}, f"between 1 and the model's context, {CONTEXT}"),
+        ({"fixed_kv_cache_size": True}, "fixed_kv_cache_size is True"),
         ({"accelerator": "tpu"}, "device"),
+        ({"precision": 5}, "precision is of type int"),
+        ({"quantize": 5}, "quantize is of type int"),
+        ({"quantize": "bnb.nf5"}, "did you mean 'bnb.nf4'"),
     ],
 )
-def test_a_wrong_option_of_distribute_is_named(llm, options, message):
-    with pytest.raises(InputError, match=message):
+def test_a_wrong_option_of_distribute_is_named_and_the_model_stays(llm, options, message, capsys):
+    before = llm.model
+    with pytest.raises((InputError, InputTypeError), match=message):
         llm.distribute(**options)
+    assert llm.model is before
+    assert capsys.readouterr() == ("", "")
 
 
 def test_weights_in_4_bits_come_from_the_files_and_are_not_saved(checkpoint, llm, tmp_path):
@@ -254,6 +279,9 @@ def test_a_prompt_of_another_type_is_named(llm, prompt):
         ("a", {"max_new_tokens": 10**9}, f"context of {CONTEXT}"),
         ("a", {"max_new_tokens": 2.5}, "max_new_tokens is of type float"),
         ("a", {"n": 0}, "n is 0"),
+        ("a", {"n": True}, "n is True, must be a whole number"),
+        ("a", {"max_new_tokens": True}, "max_new_tokens is True"),
+        ("a", {"sys_prompt": 5}, "sys_prompt is of type int"),
         ("a", {"seed": "x"}, "seed is of type str"),
         ("a", {"stop": 5}, "stop is of type int"),
         ("a", {"stop": ["", None]}, r"stop\[1\] is of type NoneType"),
@@ -435,6 +463,8 @@ def test_a_model_is_saved_over_itself_but_not_over_other_things(tmp_path):
     assert (tmp_path / "full" / "thesis.txt").exists()
     with pytest.raises(InputError, match="out_dir is missing"):
         llm.save()
+    with pytest.raises(InputTypeError, match="out_dir is of type int"):
+        llm.save(5)
 
 
 def test_a_save_that_fails_half_way_leaves_the_old_model(tmp_path, monkeypatch):
