@@ -62,7 +62,8 @@ class PackedBytes(ABC):
         return y.to(dtype)
 
 
-_TINY = torch.full((1, 1), torch.finfo(torch.float32).tiny)  # a row of zeros has a unit too
+# a row of zeros has a unit, too
+_TINY = torch.full((1, 1), torch.finfo(torch.float32).tiny, dtype=torch.float32, device="cpu")
 
 _AT_ONCE = 256  # rows: more take memory for their digits that has to be fetched from the system each time
 
@@ -133,7 +134,7 @@ class _Packer(Thread):
         assert self.weight is not None
         codes, scale = self.weight
         try:
-            zeros = torch.zeros(len(scale), dtype=torch.long)
+            zeros = torch.zeros(len(scale), dtype=torch.long, device="cpu")
             weight = torch._make_per_channel_quantized_tensor(codes.contiguous(), scale.double(), zeros, 0)
             self.packed = torch.ops.quantized.linear_prepack(weight)  # for the engine of this torch: fbgemm on x86
         except Exception as error:  # goes to whoever asks
@@ -144,6 +145,8 @@ class _Packer(Thread):
         self.join()
         if self.error is not None:
             raise self.error
+        if self.packed is None:  # in a process that was forked off meanwhile
+            raise RuntimeError("a weight was still being packed when this process began; load the model anew")
         return self.packed
 
 
@@ -183,14 +186,15 @@ def kernel() -> Kernel | None:
 
 
 def _is_right(kind: Kernel) -> bool:
-    codes = torch.arange(-40, 40, dtype=torch.int8).view(16, 5)
-    x = torch.tensor([[1.0, -2.0, 0.5, 0.25, 4.0]])
+    # what is the default around the first call says nothing about the CPU
+    codes = torch.arange(-40, 40, dtype=torch.int8, device="cpu").view(16, 5)
+    x = torch.tensor([[1.0, -2.0, 0.5, 0.25, 4.0]], dtype=torch.float32, device="cpu")
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.autocast("cpu", enabled=False):
             warnings.simplefilter("ignore")  # said once: fbgemm's kind of tensor is to leave torch. Then it is oneDNN's
-            packed = kind(codes, torch.ones(16))
+            packed = kind(codes, torch.ones(16, dtype=torch.float32, device="cpu"))
             packed.wait()
-        right = torch.allclose(packed.times(x), F.linear(x, codes.float()), rtol=1e-3, atol=1e-2)
+            right = torch.allclose(packed.times(x), F.linear(x, codes.float()), rtol=1e-3, atol=1e-2)
         return right and torch.equal(packed.codes(), codes)
     except (AttributeError, RuntimeError, NotImplementedError, TypeError):
         return False

@@ -379,7 +379,7 @@ class Linear8bit(PackedLinear):
             return self(x), other(x)
         if self._needs_gradients(x) or torch.is_autocast_enabled(x.device.type):
             return self(x), other(x)
-        y = packed.whole.times(x.reshape(-1, self.in_features)).view(*x.shape[:-1], -1)
+        y = packed.whole.times(x.reshape(-1, self.in_features)).view(*x.shape[:-1], packed.whole.shape[0])
         return y[..., packed.rows], y[..., others.rows]
 
     def _kernel(self) -> Kernel | None:

@@ -86,13 +86,16 @@ def test_what_fails_while_packing_is_heard_by_whoever_asks(monkeypatch: pytest.M
     assert not byte_products._is_right(Fbgemm)
 
 
-def test_packing_goes_on_beside_the_reader() -> None:
+def test_packing_goes_on_beside_the_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    go, original = threading.Event(), torch._make_per_channel_quantized_tensor
+    monkeypatch.setattr(torch, "_make_per_channel_quantized_tensor", lambda *a: go.wait(10) and original(*a))
     before = threading.active_count()
-    packed = [Fbgemm(*drawn((300, 1000))) for _ in range(4)]
-    for each in packed:
-        each.wait()
+    codes, scale = drawn((300, 1000))
+    packed = [Fbgemm(codes, scale) for _ in range(3)]  # would not come back, if it packed itself
+    assert threading.active_count() == before + 3
+    go.set()
+    assert all(torch.equal(each.codes(), codes) for each in packed)
     assert threading.active_count() == before
-    assert len({each.number for each in packed}) == 4
 
 
 def test_where_a_kernel_is_wrong_the_next_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,6 +108,17 @@ def test_where_a_kernel_is_wrong_the_next_is_taken(monkeypatch: pytest.MonkeyPat
         assert byte_products.kernel() is None
     finally:
         byte_products.kernel.cache_clear()
+
+
+@pytest.mark.parametrize("default", [torch.bfloat16, torch.float64])
+def test_defaults_around_the_first_call_say_nothing_about_the_cpu(default: torch.dtype) -> None:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(default)
+    try:
+        with torch.device("meta"), torch.autocast("cpu"):
+            assert all(byte_products._is_right(kind) for kind in KERNELS)
+    finally:
+        torch.set_default_dtype(before)
 
 
 def test_what_is_no_longer_used_is_let_go() -> None:

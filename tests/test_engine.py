@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from litgpt.config import Config
-from litgpt.errors import InputError
+from litgpt.errors import InputError, UserError
 from litgpt.generate.drafters import DraftModel, PromptLookup
 from litgpt.generate.engine import Engine, Request
 from litgpt.generate.sampling import Sampling
@@ -531,7 +531,7 @@ def test_rows_whose_step_fails_are_let_go_and_the_engine_goes_on(model, monkeypa
         patch.setattr(GPT, "forward", out_of_memory)
         with pytest.raises(MemoryError):
             engine.step()
-    assert [request.finish_reason for request in requests] == ["cancelled"] * 2
+    assert [request.finish_reason for request in requests] == ["failed"] * 2
     expected = alone(model, [1, 2], sampling=GREEDY, max_new_tokens=9)
     assert list(engine.generate([1, 2], GREEDY, max_new_tokens=9)) == expected
 
@@ -548,3 +548,22 @@ def test_growth_keeps_what_rows_hold(model):
     drain(engine)
     assert [request.new for request in requests] == expected
     assert isinstance(requests[0], Request)
+
+
+@pytest.mark.parametrize("failure", [RuntimeError("no memory"), KeyboardInterrupt()])
+def test_who_is_cut_off_by_a_failure_hears_of_it(model: GPT, failure: BaseException) -> None:
+    engine = Engine(model, max_rows=2)
+    first, second = (engine.submit(ids, GREEDY, max_new_tokens=8) for ids in ([1, 2, 3], [4, 5]))
+    reader = engine.follow(first)
+    next(reader)
+
+    def fail(*_: object) -> None:
+        raise failure
+
+    hook = model.transformer["h"][0].register_forward_pre_hook(fail)
+    with pytest.raises(type(failure)):
+        list(engine.follow(second))
+    hook.remove()
+    with pytest.raises(UserError, match=r"cut off.*(no memory|KeyboardInterrupt)"):
+        list(reader)
+    assert len(list(engine.generate([1, 2, 3], GREEDY, max_new_tokens=8))) == 8

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -261,6 +262,34 @@ def test_a_message_too_long_keeps_the_conversation(checkpoint, monkeypatch, caps
     assert err.startswith("error: ")
     assert str(CONTEXT) in err
     assert out.strip("\n")
+
+
+def test_a_message_too_long_makes_nothing_be_forgotten(checkpoint, monkeypatch, capsys):
+    last = []
+    for between in ("", "mill " * 100 + "\n"):
+        say(monkeypatch, f"the river\n{between}and the mill\n")
+        with pytest.raises(InputError) if between else nullcontext():
+            chat.main(checkpoint, max_new_tokens=4, temperature=0, prompt_style="phi-2")
+        out, err = capsys.readouterr()
+        assert "forgotten" not in err
+        last.append(out)
+    assert last[0] == last[1]
+
+
+def test_an_interrupt_ends_a_piped_chat(checkpoint, monkeypatch, capsys):
+    original, pieces = print, []
+
+    def interrupted_by(*values, **options):
+        original(*values, **options)
+        if options.get("end") == "" and not pieces:
+            pieces.append(values)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(chat, "print", interrupted_by, raising=False)
+    say(monkeypatch, "one\ntwo\nthree\n")
+    with pytest.raises(KeyboardInterrupt):
+        chat.main(checkpoint, max_new_tokens=8)
+    assert len(pieces) == 1
 
 
 def test_a_full_context_forgets_the_oldest_exchange_and_says_so(checkpoint, monkeypatch, capsys):

@@ -281,6 +281,7 @@ def test_what_an_mlp_reads_twice_is_multiplied_at_once(name: str, mode: str, tmp
             assert isinstance(first, Linear8bit)
             assert isinstance(second, Linear8bit)
             assert first.packed.whole is second.packed.whole
+            assert mlp(drawn((0, first.in_features))).shape == (0, first.in_features)
             x = drawn((2, 3, first.in_features))
             assert torch.equal(first(x), apart_of(apart, model, first)(x))
             assert torch.equal(second(x), apart_of(apart, model, second)(x))

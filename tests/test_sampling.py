@@ -164,6 +164,31 @@ def test_zero_temperature_is_greedy_whatever_else_is_asked():
     assert Sampler(Sampling(0, logit_bias={2: 1.0}))(logits) == 2
 
 
+@pytest.mark.parametrize("temperature", [1e-40, 1e-60, 5e-324])
+def test_a_temperature_that_fp32_does_not_know_is_greedy(temperature):
+    logits = torch.tensor([0.1, 2.0, 2.0 - 1e-3, -1.0])
+    assert [Sampler(Sampling(temperature, seed=seed))(logits) for seed in range(20)] == [1] * 20
+
+
+@pytest.mark.parametrize(
+    ("mine", "beside"),
+    [
+        ({"top_k": 50}, {"top_k": 200}),
+        ({"top_p": 0.95}, {"top_k": 400}),
+        ({"top_k": 50, "top_p": 0.9}, {"top_p": 0.95}),
+        ({"top_k": 50}, {}),
+        ({"top_p": 0.99}, {"top_p": 0.5}),
+    ],
+)
+def test_where_logits_tie_a_row_draws_what_it_draws_alone(mine, beside):
+    generator = torch.Generator().manual_seed(0)
+    for seed in range(60):
+        logits = (torch.randn(2, 4000, generator=generator) * 2.5).bfloat16()
+        row = Sampling(0.8, seed=seed, **mine)
+        together = Choice([Sampler(row), Sampler(Sampling(0.8, seed=1, **beside))])(logits)
+        assert together[0].token == Sampler(row)(logits[0])
+
+
 def test_a_temperature_near_zero_is_nearly_greedy():
     assert {Sampler(Sampling(1e-44, seed=s))(torch.tensor([0.1, 50.0, 49.0])) for s in range(5)} == {1}
 
@@ -185,7 +210,9 @@ def test_a_seed_repeats_the_choices_and_another_does_not():
     + [{"temperature": t} for t in (-1.0, math.nan, math.inf)]
     + [{"min_p": p} for p in (-0.1, 1.1, math.nan)]
     + [{"repetition_penalty": p} for p in (0.0, -1.0, math.inf)]
-    + [{"presence_penalty": math.nan}, {"frequency_penalty": math.inf}]
+    + [{"presence_penalty": math.nan}, {"frequency_penalty": math.inf}, {"presence_penalty": 1e39}]
+    + [{"repetition_penalty": 1e-40}, {"frequency_penalty": -3.4e38}, {"logit_bias": {4: 1e39}}]
+    + [{"logit_bias": {"4": 1.0}}, {"logit_bias": {-1: 1.0}}, {"logit_bias": {True: 1.0}}]
     + [{"logit_bias": {1: math.inf}}, {"logit_bias": {-1: 1.0}}, {"logit_bias": {"a": 1.0}}]
     + [{"seed": -1}, {"seed": 2**64}],
 )

@@ -492,3 +492,29 @@ def test_what_cannot_work_is_refused_in_one_line(home):
             speculative_decoding.main(*arguments, max_new_tokens=3)
     with pytest.raises(InputError, match="speculative_k is 0"):
         speculative_decoding.main(home / "T", speculative_k=0)
+
+
+def test_a_seed_repeats_whether_or_not_the_prompt_was_read_before() -> None:
+    model = lively("pythia-14m")
+    other = deepcopy(model)
+    torch.nn.init.normal_(other.lm_head.weight, std=0.3)
+    ids, samplings = list(range(20)), [Sampling(0.9, seed=seed) for seed in range(4)]
+    alone = [
+        list(Engine(model, drafter=DraftModel(other)).generate(ids, each, max_new_tokens=12)) for each in samplings
+    ]
+    engine = Engine(model, max_rows=4, drafter=DraftModel(other))
+    requests = engine.submit_samples(ids, samplings, max_new_tokens=12)
+    while engine.busy:
+        engine.step()
+    assert [request.new for request in requests] == alone
+    assert list(engine.generate(ids, samplings[0], max_new_tokens=12)) == alone[0]  # most of the prompt is held
+
+
+@pytest.mark.parametrize("settings", [{"repetition_penalty": 1.2}, {"presence_penalty": 0.5}, {}])
+def test_nothing_is_proposed_that_no_token_has(settings: dict[str, float]) -> None:
+    model = lively("pythia-14m")
+    sampling = Sampling(0, logit_bias={5: 100.0}, **settings)
+    plain = Engine(model, n_tokens=96)
+    expected = list(plain.generate([5, 100, 7, 5, 100, 7], sampling, max_new_tokens=10))
+    engine = Engine(model, n_tokens=96, drafter=PromptLookup(3))
+    assert list(engine.generate([5, 100, 7, 5, 100, 7], sampling, max_new_tokens=10)) == expected

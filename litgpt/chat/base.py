@@ -217,6 +217,8 @@ class Chat:
                     if interrupted:
                         break
         except KeyboardInterrupt:
+            if not sys.stdin.isatty():
+                raise
             interrupted = [signal.SIGINT]
         except UserError as error:
             self.history.pop()
@@ -224,6 +226,8 @@ class Chat:
                 raise  # it has never said anything
             print(f"error: {error}", file=sys.stderr)
             return False
+        if interrupted and not sys.stdin.isatty():
+            raise KeyboardInterrupt  # nobody is there to say what comes instead
         if interrupted:
             print(" (stopped)", end="", file=sys.stderr, flush=True)
         print(flush=True)
@@ -236,11 +240,14 @@ class Chat:
     def _make_room(self) -> None:
         """Forget the oldest exchanges until the conversation and an answer fit into the context."""
         forgotten = 0
-        while len(self.history) > 2:
-            if len(self.session.encode(self.messages())) + self.max_new_tokens <= self.session.context:
+        while len(self.history) > 2 * forgotten + 1:
+            left = [*self.opening, *self.history[2 * forgotten :]]
+            if len(self.session.encode(left)) + self.max_new_tokens <= self.session.context:
                 break
-            del self.history[:2]
             forgotten += 1
+        if forgotten and len(self.session.encode([*self.opening, self.history[-1]])) >= self.session.context:
+            return  # it will be refused, and what was said before is kept
+        del self.history[: 2 * forgotten]
         if forgotten:
             what = "exchange was" if forgotten == 1 else f"{forgotten} exchanges were"
             print(f"note: the context is full; the oldest {what} forgotten", file=sys.stderr)

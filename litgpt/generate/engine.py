@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from litgpt.errors import InputError, UserError, near_miss
+from litgpt.errors import InputError, UserError, near_miss, one_line
 from litgpt.estimate import in_words, kv_cache_bytes, require_fit
 from litgpt.generate import scoring
 from litgpt.generate.compiled import CompiledStep
@@ -244,14 +244,15 @@ class Engine:
             if self.just_read:
                 return self._prefill(reading)
             return self._decode() if self.running else []
-        except BaseException:
-            self.drop()  # what the rows hold is not known any more
+        except BaseException as error:
+            self.drop(error)  # what the rows hold is not known any more
             raise
 
-    def drop(self) -> None:
-        """End all that runs and let go of the cache; what waits goes on waiting."""
+    def drop(self, error: BaseException) -> None:
+        """End all that runs, whose readers are told why, and let go of the cache; what waits goes on waiting."""
+        why = UserError(f"the answer was cut off, as the step it was part of failed: {one_line(error) or repr(error)}")
         for request in self.running:
-            request.finish_reason = "cancelled"
+            request.finish_reason, request.error = "failed", why
         self.running, self.kept, self.cache, self.views = [], [], None, {}
 
     def follow(self, request: Request) -> Iterator[int]:
@@ -523,15 +524,23 @@ class Engine:
         if self.drafter is None:
             return []
         counts = [
-            # a guide knows what may come next, and nothing of what would follow
+            # a guide knows what may come next, and nothing of what would follow; and the first token of an answer is
+            # drawn as such, whether or not all but one of the prompt's were read before
             0
-            if request.unread > 1 or request.sampler.guide is not None
+            if request.unread or request.sampler.guide is not None
             else min(self.drafter.k, request.max_new_tokens - len(request.new) - 1)
             for request in rows
         ]
-        proposals = self.drafter.propose(rows, counts)
+        proposals = [self._drawable(proposal) for proposal in self.drafter.propose(rows, counts)]
         self.proposed += sum(len(proposal.tokens) for proposal in proposals)
         return proposals
+
+    def _drawable(self, proposal: Proposal) -> Proposal:
+        """As far as it goes with tokens that can be drawn: a prompt may hold others."""
+        if self.n_tokens is None or all(token < self.n_tokens for token in proposal.tokens):
+            return proposal
+        until = next(i for i, token in enumerate(proposal.tokens) if token >= self.n_tokens)
+        return Proposal(proposal.tokens[:until], None if proposal.chances is None else proposal.chances[:until])
 
     def _decode_ahead(self, rows: Sequence[Request], proposals: Sequence[Proposal]) -> list[Event]:
         """As `_decode`; with its next token each row is fed what was proposed to follow.

@@ -19,14 +19,15 @@ NUCLEUS = 256  # of how many tokens a nucleus without top_k is looked for first;
 SPARE = 16  # how many tokens as likely as the k-th are looked for first
 
 MOST_SEED = 2**63 - 1
+VAST = 1e30  # logits stay finite in fp32 when they are multiplied by it
 # name: least, most, whether the least itself may be taken, and what to say
 RANGES: dict[str, tuple[float, float, bool, str]] = {
     "temperature": (0, math.inf, True, "it must be 0 (greedy) or a positive number"),
     "top_p": (0, 1, True, "it must lie between 0 and 1"),
     "min_p": (0, 1, True, "it must lie between 0 and 1"),
-    "repetition_penalty": (0, math.inf, False, "it must be a positive number; 1 changes nothing"),
-    "presence_penalty": (-math.inf, math.inf, False, "it must be a number; 0 changes nothing"),
-    "frequency_penalty": (-math.inf, math.inf, False, "it must be a number; 0 changes nothing"),
+    "repetition_penalty": (1 / VAST, VAST, True, "it must be a positive number, up to 1e30; 1 changes nothing"),
+    "presence_penalty": (-VAST, VAST, True, "it must be a number, up to 1e30; 0 changes nothing"),
+    "frequency_penalty": (-VAST, VAST, True, "it must be a number, up to 1e30; 0 changes nothing"),
 }
 
 
@@ -71,12 +72,14 @@ class Sampling:
         if self.seed is not None and not 0 <= self.seed <= MOST_SEED:
             raise InputError(f"seed is {self.seed}; it must lie between 0 and 2**63 - 1")
         for token, bias in self.logit_bias.items():
-            if not (isinstance(token, int) and token >= 0 and isinstance(bias, (int, float)) and math.isfinite(bias)):
-                raise InputError(f"logit_bias is {bias} for token {token}; it maps token ids to finite numbers")
+            if isinstance(token, bool) or not isinstance(token, int) or token < 0:
+                raise InputError(f"logit_bias has {token!r} for a token; it maps token ids (whole numbers) to numbers")
+            if not isinstance(bias, (int, float)) or not -VAST <= bias <= VAST:
+                raise InputError(f"logit_bias is {bias} for token {token}; it must be a number, up to 1e30")
 
     @property
     def is_greedy(self) -> bool:
-        return self.temperature == 0
+        return self.temperature < 1 / VAST  # by less, no logit could be divided in fp32
 
     @property
     def has_penalty(self) -> bool:
@@ -260,7 +263,7 @@ class Choice:
         self._counts = torch.zeros(len(rows), width, device=self.device)
         for i, row in enumerate(rows):
             seen = self._tensor([t for t in {*row.prompt, *row.drawn} if t < width])
-            counts = Counter(row.drawn)
+            counts = Counter(token for token in row.drawn if token < width)
             self._seen[i, seen] = True
             self._counts[i, self._tensor(list(counts))] = self._tensor(list(counts.values()), torch.float32)
 
@@ -304,11 +307,10 @@ class Choice:
         width = scores.size(1)
         n = min(self._most + SPARE, width)
         while True:
-            values, tokens = scores.topk(n)
+            values, tokens = _likeliest(scores, n)
             kth = values.gather(1, self._top_k.clamp(max=n) - 1)
             # tokens as likely as the k-th stay, too
             stays = (values >= kth) | ~self._has_top_k
-            in_full = ~stays[:, -1:]  # of each row: whether what stays lies within these n
             if self._has_top_p:
                 total = torch.where(
                     self._has_top_k,
@@ -316,11 +318,11 @@ class Choice:
                     scores.logsumexp(dim=-1, keepdim=True),
                 )
                 likely = (values - total).exp()
-                reached = likely.cumsum(dim=-1)
-                in_full |= ~self._has_top_k & (reached[:, -1:] >= self._top_p)
-                is_nucleus = reached - likely < self._top_p
+                is_nucleus = likely.cumsum(dim=-1) - likely < self._top_p
                 is_nucleus[:, 0] = True  # top_p 0 keeps the likeliest
                 stays &= is_nucleus | (self._top_p == 1)
+            # all that stays lies within these n, with whatever is as likely
+            in_full = values[:, -1:] < values.masked_fill(~stays, math.inf).amin(dim=-1, keepdim=True)
             if n == width or bool(in_full.all()):
                 break
             n = width
@@ -383,6 +385,16 @@ def not_finite(whose: str = "model") -> NotFiniteError:
 def formless(error: Exception) -> InputError:
     """A guide that does not work."""
     return InputError(f"the answer cannot be held to its form: {one_line(error)[:200]}")
+
+
+def _likeliest(scores: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """The n largest values (b, n) and their tokens, of equals the first: how many are looked for changes no order."""
+    if n == scores.size(1):
+        values, tokens = scores.sort(dim=-1, descending=True, stable=True)
+        return values, tokens
+    tokens = scores.topk(n, sorted=False).indices.sort(dim=-1).values
+    values, order = scores.gather(1, tokens).sort(dim=-1, descending=True, stable=True)
+    return values, tokens.gather(1, order)
 
 
 def as_chance(luck: Sequence[float], weights: Tensor) -> Tensor:
