@@ -12,8 +12,8 @@ import shutil
 import sys
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 Prompt: TypeAlias = str | Tensor  # text, or ids (T,)
 Scored: TypeAlias = str | tuple[str, str]  # text, or (prompt, what follows)
 
+WHOLE = {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64}
 METHODS = ("lora", "full", "adapter", "adapter_v2")
 HEAD = "lm_head.weight"
 # what a directory's model is described by: written anew by `save`
@@ -381,12 +382,24 @@ class LLM(torch.nn.Module):
         Returns:
             Logits (B, T, padded_vocab_size), and the loss.
         """
+        model = self._placed
+        _require_ids(input_ids, "input_ids")
+        if target_ids is not None and loss_fn is None:
+            _require_ids(target_ids, "target_ids", (torch.int64,))
+            if target_ids.shape != input_ids.shape:
+                shapes = f"{tuple(target_ids.shape)}, input_ids {tuple(input_ids.shape)}"
+                raise InputError(f"target_ids has the shape {shapes}; labels lie like the ids")
         if torch.is_grad_enabled():  # the weights are about to change
             self._decoding.forget()
-        logits: Tensor = self._placed(input_ids)
+        n_tokens = self._n_tokens
+        with _naming(input_ids, "input_ids", n_tokens):
+            logits: Tensor = model(input_ids)
         if target_ids is None:
             return logits
-        return logits, (loss_fn or mean_cross_entropy)(logits[..., :-1, :], target_ids[..., 1:])
+        if loss_fn is not None:
+            return logits, loss_fn(logits[..., :-1, :], target_ids[..., 1:])
+        with _naming(target_ids, "target_ids", n_tokens, -100):
+            return logits, mean_cross_entropy(logits[..., :-1, :], target_ids[..., 1:])
 
     def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
         """The model's tensors under its own names, without a `model.` before them."""
@@ -426,7 +439,8 @@ class LLM(torch.nn.Module):
 
         Args:
             prompt: a text, token ids (T,), or a list of these; the prompts of a list are worked on together.
-            sys_prompt: an instruction that comes before the prompt, for models that were trained with one.
+            sys_prompt: an instruction that comes before the prompt, for models that were trained with one. Not for
+                token ids, which are taken as they are.
             max_new_tokens: the longest answer.
             temperature: flattens (above 1) or sharpens (below 1) the choice; 0 always takes the likeliest token.
             top_k: draw from the k likeliest tokens only.
@@ -484,19 +498,26 @@ class LLM(torch.nn.Module):
                 answers.rows += self._submit(engine, one, samplings, max_new_tokens, stops, name if many else "")
         return answers if stream else answers.whole()
 
-    def chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> Any:
+    def chat(self, messages: Sequence[Mapping[str, Any]], *, sys_prompt: str | None = None, **options: Any) -> Any:
         """The next answer in a conversation.
 
         Args:
             messages: `[{"role": "user", "content": "..."}, ...]` with the roles system, user and assistant. Nothing is
                 remembered: add the answer and the next message to the list yourself. What the model has read of
                 the conversation is not read again.
+            sys_prompt: an instruction that comes first, for a conversation without a system message.
             options: those of `generate`, from `max_new_tokens` on.
         """
         require_type(messages, (list, tuple), "messages", 'a list of {"role": ..., "content": ...}')
         for number, message in enumerate(messages):
             require_type(message, Mapping, f"messages[{number}]", 'a mapping {"role": ..., "content": ...}')
-        return self.generate(torch.tensor(self._encoded(messages)), **options)
+        if sys_prompt is not None:
+            require_type(sys_prompt, str, "sys_prompt", "text, or None")
+        if sys_prompt and any(message.get("role") == "system" for message in messages):
+            raise InputError("sys_prompt is given, and messages has a system message; give one of them")
+        from litgpt.prompts.messages import with_system
+
+        return self.generate(torch.tensor(self._encoded(with_system(messages, sys_prompt))), **options)
 
     def benchmark(self, num_iterations: int = 1, **kwargs: Any) -> tuple[Any, dict[str, list[float]]]:
         """Generates `num_iterations` times, from the first token of the prompt on, and takes the time.
@@ -530,9 +551,14 @@ class LLM(torch.nn.Module):
 
     def _ids(self, prompt: Any, sys_prompt: str | None, name: str) -> list[int]:
         if isinstance(prompt, Tensor):
-            if prompt.dim() != 1 or prompt.is_floating_point():
-                raise InputError(f"{name} is a tensor {tuple(prompt.shape)} of {prompt.dtype}, must be token ids (T,)")
-            return prompt.tolist()
+            if prompt.dim() != 1 or prompt.dtype not in WHOLE:
+                what = f"{name} is a tensor {tuple(prompt.shape)} of {prompt.dtype}"
+                raise InputError(f"{what}, must be token ids (T,), which are whole numbers")
+            if sys_prompt:
+                raise InputError(f"sys_prompt is given, but {name} is token ids; give text, or ids that begin with it")
+            ids = prompt.tolist()
+            _require_known(ids, name, self._n_tokens)
+            return ids
         from litgpt.generate.session import conversation
 
         require_type(prompt, str, name, "text or a tensor of token ids")
@@ -540,6 +566,11 @@ class LLM(torch.nn.Module):
 
     def _encoded(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         return self.prompt_style.encode(self._require_tokenizer(), messages) or [self._first_token]
+
+    @property
+    def _n_tokens(self) -> int:
+        """Rows for tokens: ids lie below."""
+        return self.config.padded_vocab_size or self.config.vocab_size
 
     @property
     def _first_token(self) -> int:
@@ -610,7 +641,11 @@ class LLM(torch.nn.Module):
             require_type(part, str, name, "text, or a pair (prompt, continuation)")
         before, whole = tokenizer.encode(prompt), tokenizer.encode(prompt + rest)
         n_before = next((i for i, (a, b) in enumerate(zip(before, whole, strict=False)) if a != b), len(before))
-        return (whole[:n_before], whole[n_before:]) if n_before else ([self._first_token], whole)
+        pair = (whole[:n_before], whole[n_before:]) if n_before else ([self._first_token], whole)
+        count, limit = len(pair[0]) + len(pair[1]), self.config.block_size
+        if count > limit + 1:  # the last one is scored, not read
+            raise InputError(f"{name} has {count} tokens, more than the model's context of {limit}; shorten it")
+        return pair
 
     def evaluate(
         self,
@@ -867,6 +902,32 @@ def _require_at_least(least: int, **numbers: Any) -> None:
         _require_whole(number, name)
         if number < least:
             raise InputError(f"{name} is {number}; it must be {least} or more")
+
+
+def _require_ids(ids: Any, name: str, dtypes: tuple[torch.dtype, ...] = (torch.int64, torch.int32)) -> None:
+    """Of what torch takes as ids, rows of them: nothing is looked at that would make a GPU wait."""
+    require_type(ids, Tensor, name, "a tensor (B, T) of token ids")
+    if ids.dim() != 2 or ids.dtype not in dtypes:
+        hint = f"; give {name}[None]" if ids.dim() == 1 and ids.dtype in dtypes else ""
+        what = f"{name} is a tensor {tuple(ids.shape)} of {ids.dtype}"
+        raise InputError(f"{what}, must be token ids (B, T) in int64{hint}")
+
+
+def _require_known(ids: Sequence[int], name: str, n_tokens: int, *others: int) -> None:
+    unknown = next((token for token in ids if not 0 <= token < n_tokens and token not in others), None)
+    if unknown is not None:
+        besides = "".join(f", and {other}" for other in others)
+        raise InputError(f"{name} holds the token {unknown}; this model has the tokens 0 to {n_tokens - 1}{besides}")
+
+
+@contextmanager
+def _naming(ids: Tensor, name: str, n_tokens: int, *others: int) -> Iterator[None]:
+    """Names the id that torch found to be out of range."""
+    try:
+        yield
+    except IndexError:
+        _require_known(ids.flatten().tolist(), name, n_tokens, *others)
+        raise
 
 
 def _add_model_to_names(llm: torch.nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:

@@ -290,7 +290,13 @@ def test_a_prompt_of_another_type_is_named(llm, prompt):
         ("a", {"top_p": float("nan")}, "top_p"),
         ("a", {"temperature": -1}, "temperature"),
         (torch.zeros(2, 2), {}, r"prompt is a tensor \(2, 2\)"),
-        (torch.tensor([1, 5000]), {}, "the token 5000"),
+        (torch.tensor([True, False]), {}, r"prompt is a tensor \(2,\) of torch.bool, must be token ids"),
+        (torch.tensor([1.0, 2.0]), {}, "prompt is .* torch.float32, must be token ids"),
+        (["a", torch.tensor([1j])], {}, r"prompt\[1\] is .* torch.complex64, must be token ids"),
+        (torch.tensor([], dtype=torch.int64), {}, "no tokens"),
+        (torch.tensor([1, 5000]), {}, "prompt holds the token 5000; this model has the tokens 0 to 319"),
+        (["a", torch.tensor([1, -1])], {}, r"prompt\[1\] holds the token -1"),
+        (torch.tensor([1, 2]), {"sys_prompt": "Be kind."}, "sys_prompt is given, but prompt is token ids"),
     ],
 )
 def test_what_cannot_be_generated_is_refused_at_once_and_the_next_call_is_fine(llm, prompt, options, message):
@@ -298,6 +304,12 @@ def test_what_cannot_be_generated_is_refused_at_once_and_the_next_call_is_fine(l
         with pytest.raises((ValueError, TypeError), match=message):
             llm.generate(prompt, stream=stream, **options)
     assert len(llm.generate("The mill", max_new_tokens=2, temperature=0, return_as_token_ids=True)) == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+def test_ids_of_any_whole_number_are_a_prompt(llm, dtype):
+    ids = torch.tensor([5, 6])
+    assert torch.equal(greedy(llm, ids.to(dtype)), greedy(llm, ids))
 
 
 def test_an_empty_prompt_and_an_empty_answer_are_defined(llm):
@@ -313,6 +325,13 @@ def test_a_conversation_is_written_as_its_template_says(tmp_path):
     answer = greedy(llm, ids)
     assert torch.equal(llm.chat(messages, max_new_tokens=8, temperature=0, return_as_token_ids=True), answer)
     assert torch.equal(greedy(llm, "The mill", sys_prompt="Be kind."), answer)
+    options = {"max_new_tokens": 8, "temperature": 0, "return_as_token_ids": True}
+    assert torch.equal(llm.chat(messages[1:], sys_prompt="Be kind.", **options), answer)
+    assert torch.equal(llm.chat(messages, sys_prompt="", **options), answer)
+    with pytest.raises(InputError, match="messages has a system message"):
+        llm.chat(messages, sys_prompt="Be rude.")
+    with pytest.raises(InputTypeError, match="sys_prompt is of type int"):
+        llm.chat(messages[1:], sys_prompt=5)
     for wrong in ("The mill", [{"role": "user", "content": "a"}, "b"]):
         with pytest.raises(InputTypeError, match="messages"):
             llm.chat(wrong)
@@ -363,6 +382,16 @@ def test_scores_are_those_of_transformers(llm, theirs):
         llm.score(None)
 
 
+def test_a_text_too_long_to_score_is_named_and_the_longest_is_scored(llm):
+    word = " ".join(["a"] * 200)
+    with pytest.raises(InputError, match=rf"^text\[1\] has 20. tokens, more than the model's context of {CONTEXT}; "):
+        llm.score(["a", word])
+    with pytest.raises(InputError, match=r"^text has 20. tokens"):
+        llm.score(("a", word[1:]))
+    ids = llm.tokenizer.encode(word)[:CONTEXT]
+    assert len(llm.score(llm.tokenizer.decode(torch.tensor(ids).tolist())).ids) == CONTEXT
+
+
 def test_embeddings_are_the_hidden_states_of_transformers_alone_or_together(llm, theirs):
     states = []
     for prompt in PROMPTS:
@@ -396,6 +425,30 @@ def test_the_loss_is_that_of_transformers_and_what_is_masked_does_not_count(llm,
     assert llm(ids, torch.full_like(ids, -100))[1].item() == 0
     assert_close(llm(ids, ids, lambda logits, labels: labels.float().mean())[1], ids[:, 1:].float().mean())
     assert torch.equal(llm(ids), logits)
+
+
+IDS = torch.arange(6).view(2, 3)
+
+
+@pytest.mark.parametrize(
+    ("ids", "labels", "message"),
+    [
+        ([[1, 2]], None, "input_ids is of type list"),
+        (IDS[0], None, r"input_ids is a tensor \(3,\) .* \(B, T\) in int64; give input_ids\[None\]"),
+        (IDS.float(), None, "input_ids is .* torch.float32, must be token ids"),
+        (IDS.bool(), None, "torch.bool"),
+        (IDS + 317, None, "input_ids holds the token 320; this model has the tokens 0 to 319"),
+        (IDS - 1, None, "input_ids holds the token -1"),
+        (IDS, IDS[:, 1:], r"target_ids has the shape \(2, 2\), input_ids \(2, 3\)"),
+        (IDS, IDS.int(), "target_ids is .* torch.int32"),
+        (IDS, IDS + 317, "target_ids holds the token 320; this model has the tokens 0 to 319, and -100"),
+        (IDS, torch.tensor([[0, -100, 1], [0, -5, 1]]), "target_ids holds the token -5"),
+    ],
+)
+def test_what_is_no_batch_of_ids_is_named(llm, ids, labels, message):
+    with pytest.raises((InputError, InputTypeError), match=message):
+        llm(ids, labels)
+    assert torch.equal(llm(IDS.int()), llm(IDS))
 
 
 def test_after_training_the_text_is_that_of_the_new_weights(llm):
