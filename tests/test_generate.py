@@ -469,6 +469,19 @@ def test_json_lines_go_in_and_out(checkpoint, tmp_path, capsys):
         ("p.jsonl", '{"prompt": 5}', "p.jsonl:1: prompt is of type int"),
         ("p.jsonl", '{"messages": [{"content": "a"}]}', "p.jsonl:1.*role"),
         ("p.jsonl", '{"messages": "a"}', "p.jsonl:1"),
+        (
+            "p.jsonl",
+            '{"prompt": "a"}\n\n{"prompt": "a", "text": "mine"}',
+            "p.jsonl:3: 'text' is a field of the results",
+        ),
+        ("p.jsonl", '{"prompt": "a", "finish_reason": null}', "p.jsonl:1: 'finish_reason' is a field.*; rename it"),
+        ("p.jsonl", '{"messages": [], "prompt_tokens": 1}', "p.jsonl:1: 'prompt_tokens' is a field"),
+        ("p.jsonl", '{"prompt": "a", "completion_tokens": 1}', "p.jsonl:1: 'completion_tokens' is a field"),
+        ("p.jsonl", '{"prompt": "a"}\n{"prompt": "a", "x": [1e999]}', "p.jsonl:2 .*1e999 is no finite number"),
+        ("p.jsonl", '{"prompt": "a", "x": {"y": -1e999}}', "p.jsonl:1 .*-1e999 is no finite number"),
+        ("p.jsonl", '{"prompt": "a", "x": NaN}', "p.jsonl:1 .*NaN is no finite number"),
+        ("p.jsonl", '{"prompt": "a", "x": -Infinity}', "p.jsonl:1 .*-Infinity is no finite number"),
+        ("p.jsonl", "[" * 100000, "p.jsonl:1 is not JSON"),
     ],
 )
 def test_a_prompt_that_cannot_be_answered_is_named_before_the_first_answer(
@@ -479,6 +492,16 @@ def test_a_prompt_that_cannot_be_answered_is_named_before_the_first_answer(
         generate.main(checkpoint, prompts_file=tmp_path / name, output=tmp_path / "a.jsonl", max_new_tokens=5)
     assert not (tmp_path / "a.jsonl").exists()
     assert capsys.readouterr().out == ""
+
+
+def test_a_field_of_results_is_the_users_where_the_results_have_none_of_that_name(checkpoint, tmp_path, capsys):
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a", "sample": 7, "score": 1e-3}')
+    generate.main(checkpoint, prompts_file=tmp_path / "p.jsonl", max_new_tokens=2)
+    line = lines_of(capsys.readouterr().out)[0]
+    assert (line["sample"], line["score"]) == (7, 1e-3)
+    assert set(line) - {"prompt", "score"} == set(generate.OWN_FIELDS)
+    with pytest.raises(InputError, match=r"p.jsonl:1: 'sample' is a field of the results; rename it"):
+        generate.main(checkpoint, prompts_file=tmp_path / "p.jsonl", max_new_tokens=2, num_samples=2)
 
 
 def test_a_file_of_prompts_that_is_not_there(checkpoint, tmp_path):

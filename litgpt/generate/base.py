@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
-from litgpt.errors import InputError, MissingError, harmless, one_line, shown
+from litgpt.errors import InputError, MissingError, cut, harmless, one_line, shown
 
 if TYPE_CHECKING:
     from litgpt.generate.answers import Row
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 Quantization = Literal[
     "bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq", "bnb.int8", "torchao.int8", "torchao.int4"
 ]  # fmt: skip
+OWN_FIELDS = ("sample", "text", "finish_reason", "prompt_tokens", "completion_tokens")  # of results, see `_line`
 PROMPT = "What food do llamas eat?"
 SEED = 1234
 
@@ -135,7 +137,7 @@ def answer(
     if prompts_file is None:
         tasks = [("prompt", {"prompt": prompt}, conversation(prompt, sys_prompt))]
     else:
-        tasks = list(read_prompts(prompts_file, sys_prompt))
+        tasks = list(read_prompts(prompts_file, sys_prompt, OWN_FIELDS if num_samples > 1 else OWN_FIELDS[1:]))
     session = load_session(
         checkpoint_dir,
         precision=precision,
@@ -225,8 +227,11 @@ def _line(row: Row, told: dict[str, Any], sample: int | None) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------------------- the files
 
 
-def read_prompts(path: Path, sys_prompt: str | None = None) -> Iterator[Task]:
-    """The prompts of a file: with each what its answer repeats of it, and the conversation. Empty lines say nothing."""
+def read_prompts(path: Path, sys_prompt: str | None = None, own: Sequence[str] = OWN_FIELDS) -> Iterator[Task]:
+    """The prompts of a file: with each what its answer repeats of it, and the conversation. Empty lines say nothing.
+
+    Refused is a record with one of the fields in `own`, which its answer has itself.
+    """
     from litgpt.generate.session import conversation
 
     try:
@@ -245,6 +250,8 @@ def read_prompts(path: Path, sys_prompt: str | None = None) -> Iterator[Task]:
             yield where, {"prompt": line}, conversation(line, sys_prompt)
         else:
             told = _record(line, where)
+            if taken := next((key for key in own if key in told), None):
+                raise InputError(f"{where}: {shown(taken)} is a field of the results; rename it")
             yield where, told, _conversation(told, sys_prompt, where)
     if not found:
         raise InputError(f"prompts_file {path} holds no prompt; write one on each line")
@@ -252,19 +259,27 @@ def read_prompts(path: Path, sys_prompt: str | None = None) -> Iterator[Task]:
 
 def _record(line: str, where: str) -> dict[str, Any]:
     try:
-        record = json.loads(line)
+        record = json.loads(line, parse_float=_finite, parse_constant=_finite)
         is_text = not _HALVES.search(json.dumps(record, ensure_ascii=False))
     except json.JSONDecodeError as error:  # its own words count lines of the one line that it saw
         raise InputError(
             f"{where} is not JSON ({error.msg} at column {error.colno}); each line is one object"
         ) from None
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{where} is not JSON ({one_line(error)}); each line is one object") from None
+        raise InputError(f"{where} is not JSON that can be repeated ({one_line(error)}); mend that line") from None
     if not is_text:
         raise InputError(f"{where} is no text: it holds half of a character that UTF-16 writes in two; write it whole")
     if not isinstance(record, dict) or ("prompt" in record) == ("messages" in record):
         raise InputError(f'{where}: {shown(record)} is no object with either "prompt" or "messages"')
     return record
+
+
+def _finite(text: str) -> float:
+    """The number; what JSON cannot repeat is refused: NaN, Infinity, and what rounds to it."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{cut(text)} is no finite number")
+    return number
 
 
 def _conversation(record: Mapping[str, Any], sys_prompt: str | None, where: str) -> Messages:
