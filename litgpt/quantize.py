@@ -116,7 +116,7 @@ class _Differentiable(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
         linear, (to_x, to_bias, _) = ctx.linear, ctx.needs_input_grad
         x_grad = grad @ linear.dequantize(grad.dtype) if to_x else None
-        bias_grad = grad.flatten(0, -2).sum(0).to(linear.bias.dtype) if to_bias else None
+        bias_grad = grad.reshape(-1, grad.size(-1)).sum(0).to(linear.bias.dtype) if to_bias else None
         return x_grad, bias_grad, None
 
 

@@ -166,13 +166,14 @@ def test_activations_of_any_size_are_multiplied_as_exactly() -> None:
     assert not linear(torch.full((1, 64), float("inf"))).isfinite().any()
 
 
+@pytest.mark.parametrize("lead", [(2, 5), ()])
 @pytest.mark.parametrize("mode", MODES)
-def test_the_gradients_are_those_of_a_linear_with_the_weight(mode: str) -> None:
+def test_the_gradients_are_those_of_a_linear_with_the_weight(mode: str, lead: tuple[int, ...]) -> None:
     linear = quantized(mode, drawn((32, 64)), has_bias=True)
     assert linear.bias is not None
     assert not any(p.requires_grad for p in linear.parameters())
-    x, bias = drawn((2, 5, 64), seed=3).requires_grad_(), linear.bias.detach().clone().requires_grad_()
-    weight, to_y = linear.weight, drawn((2, 5, 32), seed=4)
+    x, bias = drawn((*lead, 64), seed=3).requires_grad_(), linear.bias.detach().clone().requires_grad_()
+    weight, to_y = linear.weight, drawn((*lead, 32), seed=4)
     expected = torch.autograd.grad(F.linear(x, weight, bias), (x, bias), to_y)
 
     linear.bias.requires_grad_(True)
