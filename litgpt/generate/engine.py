@@ -335,8 +335,9 @@ class Engine:
     def _check_ids(self, ids: Sequence[int]) -> None:
         rows = len(self.model.wte.weight)
         if len(ids) and (max(ids) >= rows or min(ids) < 0):
+            wrong = min(ids) if min(ids) < 0 else max(ids)
             raise InputError(
-                f"the prompt holds the token {max(ids)}, but the model has {rows} rows for tokens: the tokenizer is "
+                f"the prompt holds the token {wrong}, but the model has {rows} rows for tokens: the tokenizer is "
                 "another model's; put the right tokenizer's files into the checkpoint directory"
             )
 
