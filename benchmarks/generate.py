@@ -86,12 +86,12 @@ def compare(options: argparse.Namespace) -> None:
     print(
         f"{options.model}, {options.precision}, {options.threads} threads; memory is read at {reading / 1e9:.1f} GB/s"
     )
-    print(f"{'':<22}{'ready s':>9}{'first s':>9}{'1 row':>9}{'of floor':>9}{'8 rows':>9}{'anon GB':>9}{'peak GB':>9}")
+    print(f"{'':<30}{'ready s':>9}{'first s':>9}{'1 row':>9}{'of floor':>9}{'8 rows':>9}{'anon GB':>9}{'peak GB':>9}")
     for name, m in medians.items():
         cells = [f"{m[key]:>9.2f}" for key in ("ready", "first")]
         cells += [f"{m['one']:>9.1f}", f"{m['one'] / floor:>9.0%}", f"{m['eight']:>9.1f}"]
         cells += [f"{m[key]:>9.2f}" for key in ("anonymous", "peak")]
-        print(f"{name:<22}{''.join(cells)}")
+        print(f"{name:<30}{''.join(cells)}")
     for name in list(medians)[1:]:
         ratios = [f"{key} {medians['litgpt'][key] / medians[name][key]:.2f}" for key in ("one", "eight")]
         print(f"litgpt / {name}: {', '.join(ratios)}")
