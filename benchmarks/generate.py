@@ -62,6 +62,7 @@ def main() -> None:
         os._exit(0)
     with tempfile.TemporaryDirectory() as folder:
         options.work = options.work or Path(folder)
+        options.work.mkdir(parents=True, exist_ok=True)
         if not (options.work / "model").is_dir():
             make_model(options)
         compare(options)
