@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from litgpt.errors import InputError, InputTypeError, MissingError, require_choice, require_type, shown
+from litgpt.errors import InputError, MissingError, require_choice, require_type, shown
 from litgpt.place import Place, dtype_named, mode_named, number_of, require_strategy
 
 if TYPE_CHECKING:
@@ -460,9 +460,9 @@ class LLM(torch.nn.Module):
         from litgpt.generate.sampling import Sampling
 
         _require_at_least(1, n=n, batch_size=batch_size)
-        _require_whole(max_new_tokens, "max_new_tokens")
+        require_type(max_new_tokens, int, "max_new_tokens", "a whole number")
         if seed is not None:
-            _require_whole(seed, "seed", "a whole number, or None")
+            require_type(seed, int, "seed", "a whole number, or None")
         if sys_prompt is not None:
             require_type(sys_prompt, str, "sys_prompt", "text, or None")
         if logit_bias is not None:
@@ -556,9 +556,7 @@ class LLM(torch.nn.Module):
                 raise InputError(f"{what}, must be token ids (T,), which are whole numbers")
             if sys_prompt:
                 raise InputError(f"sys_prompt is given, but {name} is token ids; give text, or ids that begin with it")
-            ids = prompt.tolist()
-            _require_known(ids, name, self._n_tokens)
-            return ids
+            return prompt.tolist()
         from litgpt.generate.session import conversation
 
         require_type(prompt, str, name, "text or a tensor of token ids")
@@ -891,15 +889,9 @@ def _tokenizer(source: Source) -> Tokenizer | None:
         return None
 
 
-def _require_whole(number: Any, name: str, words: str = "a whole number") -> None:
-    require_type(number, int, name, words)
-    if isinstance(number, bool):  # an int to Python
-        raise InputTypeError(f"{name} is {number}, must be {words}")
-
-
 def _require_at_least(least: int, **numbers: Any) -> None:
     for name, number in numbers.items():
-        _require_whole(number, name)
+        require_type(number, int, name, "a whole number")
         if number < least:
             raise InputError(f"{name} is {number}; it must be {least} or more")
 

@@ -46,8 +46,12 @@ class DivergedError(UserError, RuntimeError):
 
 
 def require_type(value: object, types: type | tuple[type, ...], argument: str, words: str) -> None:
-    """InputTypeError, which names the argument, unless `value` is of one of these types, which `words` says."""
-    if not isinstance(value, types):
+    """InputTypeError, which names the argument, unless `value` is of one of these types, which `words` says.
+
+    True and False are whole numbers to Python; here they are only where `bool` is asked for.
+    """
+    wanted = types if isinstance(types, tuple) else (types,)
+    if not isinstance(value, types) or (isinstance(value, bool) and bool not in wanted):
         raise InputTypeError(f"{argument} is of type {type(value).__name__}, must be {words}")
 
 

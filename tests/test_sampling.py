@@ -221,7 +221,9 @@ def test_a_setting_out_of_range_is_refused_by_name(wrong):
         Sampling(**wrong)
 
 
-@pytest.mark.parametrize("wrong", [{"temperature": "hot"}, {"top_k": 1.5}, {"seed": "x"}, {"top_p": None}])
+@pytest.mark.parametrize(
+    "wrong", [{"temperature": "hot"}, {"top_k": 1.5}, {"seed": "x"}, {"top_p": None}, {"top_k": True}]
+)
 def test_a_setting_of_the_wrong_type_is_refused_by_name(wrong):
     with pytest.raises(InputTypeError, match=next(iter(wrong))):
         Sampling(**wrong)

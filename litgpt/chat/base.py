@@ -217,8 +217,6 @@ class Chat:
                     if interrupted:
                         break
         except KeyboardInterrupt:
-            if not sys.stdin.isatty():
-                raise
             interrupted = [signal.SIGINT]
         except UserError as error:
             self.history.pop()

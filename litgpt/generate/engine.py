@@ -9,6 +9,7 @@ A row that cannot go on (its logits are not finite, its guide breaks) ends alone
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -538,9 +539,10 @@ class Engine:
 
     def _drawable(self, proposal: Proposal) -> Proposal:
         """As far as it goes with tokens that can be drawn: a prompt may hold others."""
-        if self.n_tokens is None or all(token < self.n_tokens for token in proposal.tokens):
+        most = math.inf if self.n_tokens is None else self.n_tokens
+        until = next((i for i, token in enumerate(proposal.tokens) if token >= most), None)
+        if until is None:
             return proposal
-        until = next(i for i, token in enumerate(proposal.tokens) if token >= self.n_tokens)
         return Proposal(proposal.tokens[:until], None if proposal.chances is None else proposal.chances[:until])
 
     def _decode_ahead(self, rows: Sequence[Request], proposals: Sequence[Proposal]) -> list[Event]:
